@@ -1,0 +1,21 @@
+"""LightningDataModules that stream preference examples, and the sources they stream from.
+
+Importing the classes here is what lets the command line find them by their short names.
+"""
+
+from data_modules.base import PreferenceDataModule
+from data_modules.caption import CaptionPreferenceDataModule
+from data_modules.multimodal import MultimodalPreferenceDataModule
+from data_modules.sources import Rows, Source
+from data_modules.text import TextPreferenceDataModule
+from data_modules.world import World
+
+__all__ = [
+    "CaptionPreferenceDataModule",
+    "MultimodalPreferenceDataModule",
+    "PreferenceDataModule",
+    "Rows",
+    "Source",
+    "TextPreferenceDataModule",
+    "World",
+]

@@ -1,0 +1,148 @@
+"""Preference data for the trainer: sources in, batches of examples out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from data_modules.media import Decoder
+from data_modules.order import Order, ShuffledSource, State
+from data_modules.sources import Source
+from data_modules.stream import Batch, BatchStream, ResumableLoader
+from lit_msrl.types import PreferenceExample
+
+
+class PreferenceDataModule(LightningDataModule):
+    """Streams preference examples; a batch is a collection of them with decoded media.
+
+    Training goes on where a checkpoint left off, to the batch, on any number of ranks and workers.
+    The order is the same for any number of workers, and global batches are the same for any number of ranks
+    at the same ``batch_size`` x ranks.
+
+    Args:
+        train: What is trained on.
+        validation: What is validated on; in the source's order, ties as the source keeps them.
+        batch_size: Prompts of one step on each rank; the step of all ranks takes ``batch_size`` x ranks.
+        num_workers: Processes that read and decode.
+        shuffle_buffer: Examples shuffled together; 0 keeps the source's order.
+        seed: Seed of the training order.
+        num_frames: Frames taken from a clip, uniformly.
+        max_pixels: Pictures and frames are shrunk to at most this many pixels.
+        max_seconds: Longer clips are refused.
+    """
+
+    def __init__(
+        self,
+        train: Source | None = None,
+        validation: Source | None = None,
+        *,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        shuffle_buffer: int = 1000,
+        seed: int = 0,
+        num_frames: int = 3,
+        max_pixels: int = 1024 * 1024,
+        max_seconds: float = 600.0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self.train, self.validation = train, validation
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.shuffle_buffer, self.seed = shuffle_buffer, seed
+        self.decoder = Decoder(num_frames, max_pixels, max_seconds=max_seconds)
+        self._loader: ResumableLoader | None = None
+        self._resume: State | None = None
+
+    @staticmethod
+    def check(example: PreferenceExample) -> PreferenceExample:
+        """What this stream accepts, and what of it; subclasses raise ``ValueError`` for the rest."""
+        return example
+
+    def train_order(self) -> Callable[[], Order]:
+        """A function that opens the order of training examples (a subclass may mix sources)."""
+        source = self._require(self.train, "train")
+        return partial(ShuffledSource, source, block=self.shuffle_buffer, seed=self.seed, prepare=self.check)
+
+    def describe(self) -> str:
+        """What is trained on; a checkpoint can be resumed only on the same."""
+        return self._require(self.train, "train").describe()
+
+    def setup(self, stage: str) -> None:
+        """A new run begins at the start; a checkpoint's position is restored after this."""
+        if stage == "fit":
+            self._loader = self._resume = None
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Full batches, shuffled; goes on from a checkpoint."""
+        stream = self._stream(self.train_order(), drop_last=True)
+        self._loader = ResumableLoader(stream, num_workers=self.num_workers, confirm=self.trainer is not None)
+        if self._resume is not None:
+            self._loader.load_state_dict(self._checked(self._resume))
+        return self._loader
+
+    def val_dataloader(self) -> StatefulDataLoader | list[Any]:
+        """All examples in the source's order; the last batch may be smaller. Empty without ``validation``."""
+        if self.validation is None:
+            return []
+        stream = self._stream(
+            partial(ShuffledSource, self.validation, block=0, prepare=self.check), drop_last=False
+        )
+        return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
+
+    def distillation_batches(self) -> StatefulDataLoader:
+        """Every training example of this rank once, media not decoded: what CMKD judges from captions."""
+        order = partial(ShuffledSource, self._require(self.train, "train"), block=0, prepare=self.check)
+        stream = self._stream(order, drop_last=False, decode=_as_is)
+        return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Note which training batch is used: Lightning has fetched further than it has trained."""
+        if self._loader is not None and isinstance(batch, Batch) and self.trainer and self.trainer.training:
+            self._loader.used(batch)
+        return batch
+
+    def state_dict(self) -> State:
+        """The position in the training stream; Lightning omits the loader's at the end of an epoch."""
+        if self._loader is None:
+            return {}
+        return {"data": self.describe(), "loader": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Go on from a checkpoint."""
+        self._resume = state_dict or None
+
+    def _checked(self, state: State) -> State:
+        if state["data"] != self.describe():
+            raise ValueError(
+                f"the checkpoint stopped in {state['data']!r}, but the data are {self.describe()!r};"
+                " resume with the same data, or start from the checkpoint's weights only"
+            )
+        return state["loader"]
+
+    def _stream(
+        self, order: Callable[[], Order], *, drop_last: bool, decode: Callable[..., Any] | None = None
+    ) -> BatchStream:
+        replicas = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        return BatchStream(
+            order,
+            batch_size=self.batch_size,
+            decode=decode or self.decoder.example,
+            rank=replicas.get("rank", 0),
+            world_size=replicas.get("num_replicas", 1),
+            drop_last=drop_last,
+        )
+
+    @staticmethod
+    def _require(source: Source | None, name: str) -> Source:
+        if source is None:
+            raise ValueError(f"--data.{name} is not set")
+        return source
+
+
+def _as_is(example: PreferenceExample) -> PreferenceExample:
+    return example

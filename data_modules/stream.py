@@ -1,0 +1,136 @@
+"""Batches of an order: dealt to ranks and workers, and a loader that resumes where training was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from torch.utils.data import IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from data_modules.order import Order, Prepare, State
+from lit_msrl.types import PreferenceExample
+
+
+class Batch:
+    """The examples of one step on one rank.
+
+    Not a list by intent: Lightning searches lists for tensors and would enter (and refuse) the examples.
+
+    Attributes:
+        examples: The examples, media decoded.
+        state: The position in the stream after this batch.
+    """
+
+    def __init__(self, examples: list[PreferenceExample], state: State) -> None:
+        self.examples = examples
+        self.state = state
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[PreferenceExample]:
+        return iter(self.examples)
+
+    def __getitem__(self, index: int) -> PreferenceExample:
+        return self.examples[index]
+
+
+class BatchStream(IterableDataset[Batch]):
+    """Deals an order into batches: the r-th part of a global batch to rank r, every W-th batch to a worker.
+
+    Every rank gets equally many batches. With ``drop_last`` all are full; without, the last ones share
+    equally what is left (fewer than ``world_size`` examples may stay behind).
+
+    Args:
+        order: A function that opens the order.
+        batch_size: Examples of one batch, on one rank.
+        decode: Applied to the examples of this rank and worker only (media).
+        rank: This rank.
+        world_size: Ranks that see different data.
+        drop_last: Leave out what does not fill a batch on every rank.
+    """
+
+    def __init__(
+        self,
+        order: Callable[[], Order],
+        *,
+        batch_size: int,
+        decode: Prepare,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        self.order, self.decode, self.drop_last = order, decode, drop_last
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.start: State | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for number, (share, state) in enumerate(self._shares()):
+            if number % workers == worker:
+                yield Batch([self.decode(example) for example in share], state)
+
+    def _shares(self) -> Iterator[tuple[list[PreferenceExample], State]]:
+        """This rank's part of each global batch, and the position after it.
+
+        The next global batch is read before one is handed out: the last one points to the next epoch.
+        """
+        order = self.order()
+        if self.start is not None:
+            order.load_state_dict(self.start)
+        share = self._take(order)
+        if not share and self.drop_last and self.start is None:
+            raise ValueError(
+                "the training data hold fewer examples than one step takes:"
+                f" batch_size {self.batch_size} x {self.world_size} ranks"
+            )
+        while share:
+            state = order.state_dict()
+            following = self._take(order)
+            yield share, state if following else order.next_epoch(state)
+            share = following
+
+    def _take(self, order: Order) -> list[PreferenceExample]:
+        total = list(islice(order, self.batch_size * self.world_size))
+        if self.drop_last and len(total) < self.batch_size * self.world_size:
+            return []
+        size = len(total) // self.world_size
+        return total[self.rank * size : (self.rank + 1) * size]
+
+
+class ResumableLoader(StatefulDataLoader):
+    """A loader that goes on where it was: ``iter`` continues after the last batch used, epoch after epoch.
+
+    torchdata's own state is one per worker and counts what was fetched; Lightning fetches one batch more than
+    it trains on when the length is unknown. The state here is that of the last batch *used*.
+
+    Args:
+        stream: The batches.
+        num_workers: Processes that read and decode.
+        confirm: A batch counts as used when ``used`` is called (by the data module, when training takes it)
+            and not already when it is handed out.
+    """
+
+    def __init__(self, stream: BatchStream, *, num_workers: int = 0, confirm: bool = False) -> None:
+        super().__init__(stream, batch_size=None, num_workers=num_workers, snapshot_every_n_steps=None)
+        self.stream, self.confirm = stream, confirm
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if not self.confirm:
+                self.used(batch)
+            yield batch
+
+    def used(self, batch: Batch) -> None:
+        """Take note that a batch was used."""
+        self.stream.start = batch.state
+
+    def state_dict(self) -> State:
+        """The position after the last batch used: the same on all ranks, for any number of workers."""
+        return {"position": self.stream.start}
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Go to a position."""
+        self.stream.start = state_dict["position"]

@@ -1,0 +1,1 @@
+"""The stages as scripts, and the pipeline that runs them one after the other."""

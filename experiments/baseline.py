@@ -1,0 +1,27 @@
+"""The generative baseline's RLVR.
+
+python experiments/baseline.py fit [--config FILE] [--model.loss.clip_range=0.1 ...]
+"""
+
+from pathlib import Path
+
+from lightning.pytorch.cli import ArgsType
+
+from data_modules import MultimodalPreferenceDataModule
+from lit_msrl.cli import MSRLCLI, run
+from lit_msrl.stages import Baseline
+
+
+def main(args: ArgsType = None) -> MSRLCLI:
+    """Parse the command line and run the stage."""
+    return MSRLCLI(
+        Baseline,
+        MultimodalPreferenceDataModule,
+        scripts=Path(__file__).parent,
+        after="baseline_sft",
+        args=args,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,23 @@
+"""Stage 2b: cross-modal knowledge distillation.
+
+python experiments/cmkd.py fit [--config FILE] [--trainer.max_steps=20 ...]
+"""
+
+from pathlib import Path
+
+from lightning.pytorch.cli import ArgsType
+
+from data_modules import MultimodalPreferenceDataModule
+from lit_msrl.cli import MSRLCLI, run
+from lit_msrl.stages import CMKD
+
+
+def main(args: ArgsType = None) -> MSRLCLI:
+    """Parse the command line and run the stage."""
+    return MSRLCLI(
+        CMKD, MultimodalPreferenceDataModule, scripts=Path(__file__).parent, after="stage2", args=args
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Generative multimodal reward models, trained by multi-stage reinforcement learning."""

@@ -1,0 +1,34 @@
+"""InternVL 3 and 3.5 in Hugging Face form (``OpenGVLab/InternVL3_5-8B-HF``), and the embedded tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lit_msrl.backbones.base import Backbone
+
+
+class InternVL(Backbone):
+    """Tiles of a picture become ``image_seq_length`` tokens each, between ``<img>`` and ``</img>``."""
+
+    model_types = ("internvl",)
+    prefixes = (("model.multi_modal_projector", "projector"), ("model.vision_tower", "vision"))
+    placeholder = "<IMG_CONTEXT>"
+
+    def expansions(self, pixels: Mapping[str, Tensor]) -> list[str]:
+        """One run of context tokens per picture, as long as its tiles need."""
+        counts = [int(n) * self.config.image_seq_length for n in pixels["num_patches"]]
+        return [f"<img>{self.placeholder * count}</img>" for count in counts]
+
+    def model_inputs(self, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tiles, ``(tiles, 3, height, width)``."""
+        return {"pixel_values": pixels["pixel_values"]}
+
+    def rows_per_picture(self, pixels: Mapping[str, Tensor]) -> dict[str, list[int]]:
+        """Tiles per picture."""
+        return {"pixel_values": [int(n) for n in pixels["num_patches"]]}
+
+    def image_token_ids(self) -> list[int]:
+        """The context token."""
+        return [self.config.image_token_id]

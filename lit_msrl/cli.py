@@ -1,0 +1,145 @@
+"""The command line of a stage: Lightning's, the stage's default configuration, where the weights start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import lit_msrl.losses  # noqa: F401 - so that the command line finds the classes by their short names
+from lit_msrl.callbacks import Checkpoints
+from lit_msrl.evaluation import load_weights
+from lit_msrl.stages.base import StageModule
+from lit_msrl.stages.rlvr import RLVRModule
+
+AUTO, BASE = "auto", "base"
+EXPECTED = (
+    ValueError,
+    OSError,
+    ArgumentError,
+    MisconfigurationException,
+    subprocess.CalledProcessError,
+    UnpicklingError,
+)
+
+
+class MSRLCLI(LightningCLI):
+    """The command line of one stage.
+
+    Args:
+        stage: The stage's module class.
+        data: Its data module class.
+        scripts: The folder of the stage scripts and of their ``configs/``.
+        after: The stage whose newest checkpoint this one starts from; ``None`` starts from the base model.
+        args: Arguments instead of ``sys.argv``.
+    """
+
+    def __init__(
+        self,
+        stage: type[StageModule],
+        data: type[LightningDataModule],
+        *,
+        scripts: Path,
+        after: str | None,
+        args: ArgsType = None,
+    ) -> None:
+        self.scripts, self.after = scripts, after
+        configs = [scripts / "configs" / "trainer" / "cpu.yaml", scripts / "configs" / f"{stage.name}.yaml"]
+        options = {"default_config_files": [str(path) for path in configs], "exit_on_error": False}
+        super().__init__(
+            stage,
+            data,
+            args=args,
+            parser_kwargs={"fit": options, "validate": options, "exit_on_error": False},
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            trainer_defaults={"plugins": [{"class_path": "lit_msrl.checkpoint_io.WholeCheckpoints"}]},
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit`` and ``validate``."""
+        wanted = ("fit", "validate")
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in wanted}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--outputs``, ``--start_from`` and ``--checkpoint``."""
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_argument("--outputs", type=str, default="outputs", help="Folder of logs and checkpoints.")
+        newest_one = f"the newest checkpoint of {self.after} under --outputs, made first if there is none"
+        help_text = (
+            f"Weights to start from: a checkpoint; '{BASE}', the model of model.policy; or '{AUTO}', "
+            f"{newest_one if self.after else 'the same as base'}."
+        )
+        parser.add_argument("--start_from", type=str, default=AUTO, help=help_text)
+        parser.link_arguments("outputs", "trainer.logger.init_args.save_dir")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse ``args`` if given, else the command line; the pipeline does both in one process."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def before_fit(self) -> None:
+        """Load the weights to start from; a resumed run needs them where the loss compares with them."""
+        config = self.config["fit"]
+        compares = isinstance(self.model, RLVRModule) and self.model.loss.needs_reference
+        if config["ckpt_path"] is None or compares:
+            start(self.model, config["start_from"], lambda: self._predecessor(config["outputs"]))
+
+    def _predecessor(self, outputs: str) -> Path | None:
+        if self.after is None:
+            return None
+        found = newest(outputs, self.after)
+        if found is None:
+            print(f"No checkpoint of {self.after} under {outputs}/: making it first.", flush=True)
+            subprocess.run(
+                [sys.executable, str(self.scripts / f"{self.after}.py"), "fit", f"--outputs={outputs}"],
+                check=True,
+            )
+            found = newest(outputs, self.after)
+        return found
+
+
+def newest(outputs: str | Path, stage: str) -> Path | None:
+    """The newest finished checkpoint of a stage."""
+    found = Path(outputs).glob(f"{stage}/version_*/checkpoints/last.ckpt")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def start(model: StageModule, start_from: str, predecessor: Callable[[], Path | None]) -> None:
+    """Load the policy's weights from a checkpoint of any stage.
+
+    Raises:
+        ValueError: The file is no checkpoint of ours, or of another model.
+    """
+    path = predecessor() if start_from == AUTO else None if start_from == BASE else Path(start_from)
+    if path is None:
+        print(f"{model.name} starts from the base model.", flush=True)
+        return
+    print(f"{model.name} starts from {path} (stage {load_weights(model.policy, path)}).", flush=True)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a script; expected errors end in one line and exit code 1 (``LIT_MSRL_DEBUG=1``: the traceback)."""
+    try:
+        main()
+    except EXPECTED as error:
+        if os.environ.get("LIT_MSRL_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise  # Lightning turns an interruption into exit code 1
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None

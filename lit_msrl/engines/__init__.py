@@ -1,0 +1,6 @@
+"""Rollout engines; one file each."""
+
+from lit_msrl.engines.base import Completions, RolloutEngine, Sampling
+from lit_msrl.engines.hf import HFEngine
+
+__all__ = ["Completions", "HFEngine", "RolloutEngine", "Sampling"]

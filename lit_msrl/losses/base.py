@@ -1,0 +1,80 @@
+"""What every RLVR loss is: a callable for the algorithm, a callback for what outlives a step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_msrl import functional as F
+from lit_msrl.rollout import Rollout
+
+
+class LossOutput(NamedTuple):
+    """The loss of a micro-batch.
+
+    Attributes:
+        loss: Scalar; those of a step's micro-batches add up to the loss of the step.
+        metrics: Scalars by log key, without gradient; they add up in the same way.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class RLVRLoss(Callback, ABC):
+    """Turns rewards into credit and credit into a loss.
+
+    Configured at ``model.loss``; the module attaches it to the trainer, so that a loss may override hooks (to
+    anneal a coefficient, say) and ``state_dict`` (to find it again on resume). A new loss is one new file: a
+    subclass that overrides ``__call__`` and, where it differs, ``advantages`` and ``normalizer``.
+    """
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether ``rollout.ref_logprobs`` must be there."""
+        return False
+
+    def advantages(self, rewards: Tensor, group_size: int) -> Tensor:
+        """Credit per completion.
+
+        Args:
+            rewards: ``(B,)``, whole groups, the completions of a prompt adjacent.
+            group_size: ``G``.
+
+        Returns:
+            ``(B,)``; by default the reward less its group's mean.
+        """
+        return F.group_advantages(rewards, group_size)
+
+    def normalizer(self, completion_mask: Tensor, max_length: int) -> Tensor:
+        """What the loss of a step is divided by; add it up over ranks.
+
+        Args:
+            completion_mask: ``(B, T)`` of the whole step.
+            max_length: The longest completion that could have been sampled.
+
+        Returns:
+            Scalar; by default the completion tokens of the step.
+        """
+        return F.normalizer(completion_mask, "token", max_length)
+
+    @abstractmethod
+    def __call__(self, logprobs: Tensor, rollout: Rollout) -> LossOutput:
+        """The loss of a micro-batch.
+
+        Args:
+            logprobs: ``(b, T)`` of the completion tokens under the policy, with gradient.
+            rollout: The micro-batch, one of ``Rollout.micro_batches``.
+        """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to run as a callback that nobody calls.
+
+        Raises:
+            ValueError: This loss is in ``trainer.callbacks`` and not at ``model.loss``.
+        """
+        if vars(pl_module).get("loss") is not self:
+            raise ValueError(f"configure {type(self).__name__} at `model.loss`, not in `trainer.callbacks`")

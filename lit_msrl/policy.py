@@ -1,0 +1,327 @@
+"""The vision-language model that judges, and the only place where text and pictures become tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, Cache, DynamicCache
+
+from lit_msrl.adapters import LoRA
+from lit_msrl.backbones import PARTS, Part, backbone_for, next_positions
+from lit_msrl.functional import token_logprobs
+from lit_msrl.prompts import MEDIA_MARK, JudgingPrompt
+from lit_msrl.types import Media
+
+SUPPRESSED = -1e4  # a logit that is never sampled; finite, so that entropies are
+EMBEDDED = Path(__file__).parent / "assets" / "tiny_internvl"
+
+
+@dataclass
+class PromptBatch:
+    """Encoded prompts, padded on the left.
+
+    Attributes:
+        input_ids: ``(P, L)``.
+        attention_mask: ``(P, L)``, 1 where a token is real.
+        media: What the model's forward takes for the pictures of all prompts, e.g. ``pixel_values``.
+        media_rows: Per name in ``media``, its rows per prompt, to cut the batch.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    media: dict[str, Tensor]
+    media_rows: dict[str, list[int]]
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def select(self, rows: slice) -> PromptBatch:
+        """Some of the prompts, with their pictures and without padding that none of them needs."""
+        ids, mask = self.input_ids[rows], self.attention_mask[rows]
+        first = int(mask.any(0).int().argmax())
+        media, media_rows = {}, {}
+        for name, counts in self.media_rows.items():
+            chosen = counts[rows]
+            start = sum(counts[: range(len(counts))[rows].start])
+            if sum(chosen):
+                media[name] = self.media[name][start : start + sum(chosen)]
+            media_rows[name] = chosen
+        return PromptBatch(ids[:, first:], mask[:, first:], media, media_rows)
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """Move all tensors."""
+        media = {name: tensor.to(device) for name, tensor in self.media.items()}
+        return PromptBatch(self.input_ids.to(device), self.attention_mask.to(device), media, self.media_rows)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Prompts the model has read, ready to be continued.
+
+    Attributes:
+        cache: Keys and values of the prompts.
+        hidden: ``(P, D)``, the state at the last prompt token, which predicts the first completion token.
+        positions: ``(P, L)`` or ``(3, P, L)``.
+        attention_mask: ``(P, L)``.
+    """
+
+    cache: Cache
+    hidden: Tensor
+    positions: Tensor
+    attention_mask: Tensor
+
+
+class GenerativeRMPolicy(nn.Module):
+    """A vision-language model with its tokenizer and image processor.
+
+    Args:
+        model_name: Hub id or folder of an InternVL(3.5)-HF, Qwen2.5-VL or Qwen3-VL model; ``tiny`` is the
+            embedded tiny InternVL, which reads and sees the drawn world.
+        lora: Train low-rank adapters in the language model instead of its weights.
+        dtype: Weights are loaded as ``float32``, ``bfloat16`` or ``float16``.
+        max_length: Longest prompt plus completion in tokens; longer prompts are refused, never cut.
+        attention: Attention implementation of transformers, e.g. ``sdpa``.
+        trust_remote_code: Run model code from the hub. Off unless you trust it.
+    """
+
+    def __init__(
+        self,
+        model_name: str = "tiny",
+        lora: LoRA | None = None,
+        *,
+        dtype: str = "float32",
+        max_length: int = 8192,
+        attention: str = "sdpa",
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        source = str(EMBEDDED) if model_name == "tiny" else model_name
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        self.tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=getattr(torch, dtype), attn_implementation=attention, **options
+        )
+        image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+        self._assemble(model, self.tokenizer, image_processor, lora, max_length)
+
+    @classmethod
+    def from_parts(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        lora: LoRA | None = None,
+        max_length: int = 8192,
+    ):
+        """A policy around a model that is already in memory (tests, `make_base.py`)."""
+        policy = cls.__new__(cls)
+        nn.Module.__init__(policy)
+        policy._assemble(model, tokenizer, image_processor, lora, max_length)
+        return policy
+
+    def _assemble(
+        self, model: Any, tokenizer: Any, image_processor: Any, lora: LoRA | None, max_length: int
+    ) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.backbone = backbone_for(model.config, image_processor)
+        self.adapted = lora is not None
+        self.model = lora.inject(model) if lora is not None else model
+        self.head = self.model.get_output_embeddings()
+        special = set(tokenizer.all_special_ids) | set(self.backbone.image_token_ids())
+        suppressed = torch.tensor(sorted(special - {tokenizer.eos_token_id}), device=self.head.weight.device)
+        self.register_buffer("suppressed", suppressed, persistent=False)
+        self._specials = sorted({tokenizer.decode([i]) for i in special}, key=len, reverse=True)
+
+    suppressed: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.head.weight.device
+
+    # ---- parts ---------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[Part, list[tuple[str, nn.Parameter]]]:
+        """Named parameters of each part; with LoRA the language part is its adapters alone."""
+        grouped: dict[Part, list[tuple[str, nn.Parameter]]] = {part: [] for part in PARTS}
+        for name, parameter in self.named_parameters():
+            part = self.backbone.part(_original_name(name))
+            if not (self.adapted and part == "language" and "lora_" not in name):
+                grouped[part].append((name, parameter))
+        return grouped
+
+    def train_only(self, parts: Sequence[Part]) -> None:
+        """Freeze all but these parts."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        for part in parts:
+            for _, parameter in self.parts()[part]:
+                parameter.requires_grad_(True)
+
+    @contextlib.contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """The model without its LoRA adapters: the reference policy.
+
+        Raises:
+            RuntimeError: There are no adapters.
+        """
+        if not self.adapted:
+            raise RuntimeError(
+                "this policy has no LoRA adapters to switch off; keep a frozen copy as reference instead"
+            )
+        with LoRA.off(self.model):
+            yield
+
+    # ---- text and pictures to tensors ----------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[JudgingPrompt]) -> PromptBatch:
+        """Judging requests as tensors, on the policy's device.
+
+        Raises:
+            ValueError: A prompt is longer than ``max_length``; it names the example.
+        """
+        return self.encode_turns(
+            [(prompt.text, prompt.media) for prompt in prompts], [p.example.id for p in prompts]
+        )
+
+    def encode_turns(self, turns: Sequence[tuple[str, Sequence[Media]]], names: Sequence[str]) -> PromptBatch:
+        """User turns (text with media marks, and the media) as tensors; `encode` is the usual door."""
+        images = [[frame for medium in media for frame in medium.frames] for _, media in turns]
+        flat = [image for row in images for image in row]
+        pixels = self.backbone.preprocess(flat) if flat else {}
+        expansions = iter(self.backbone.expansions(pixels) if flat else [])
+        texts = [self._with_pictures(self.chat(text, media), expansions) for text, media in turns]
+        batch = self.tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+        longest = int(batch["attention_mask"].sum(-1).max())
+        if longest > self.max_length:
+            name = names[int(batch["attention_mask"].sum(-1).argmax())]
+            raise ValueError(
+                f"prompt of example {name!r} has {longest} tokens, more than max_length={self.max_length}; "
+                "use fewer or smaller frames, or raise model.policy.max_length"
+            )
+        media, media_rows = self._media(pixels, [len(row) for row in images])
+        return PromptBatch(batch["input_ids"], batch["attention_mask"], media, media_rows).to(self.device)
+
+    def chat(self, text: str, media: Sequence[Media]) -> str:
+        """The user turn in the model's chat template, up to where the assistant begins."""
+        content: list[dict[str, str]] = []
+        media_left = iter(media)
+        for i, piece in enumerate(text.split(MEDIA_MARK)):
+            if i:
+                content += [{"type": "image"} for _ in next(media_left).frames]
+            if piece:
+                content.append({"type": "text", "text": self._plain(piece)})
+        messages = [{"role": "user", "content": content}]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def encode_targets(self, targets: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Completions to imitate, each with its end-of-turn token: ids and mask ``(P, T)``."""
+        ids = [
+            self.tokenizer(t, add_special_tokens=False)["input_ids"] + [self.tokenizer.eos_token_id]
+            for t in targets
+        ]
+        return pad_right(ids, self.tokenizer.pad_token_id, self.device)
+
+    def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[str]:
+        """Completions as text, without end-of-turn and padding."""
+        rows = [ids[mask.bool()] for ids, mask in zip(completion_ids, completion_mask, strict=True)]
+        return self.tokenizer.batch_decode([row[row != self.tokenizer.eos_token_id] for row in rows])
+
+    def _plain(self, text: str) -> str:
+        """Text in which no control token of the model can be read."""
+        for special in self._specials:
+            text = text.replace(special, special[0] + " " + special[1:])
+        return text
+
+    def _with_pictures(self, text: str, expansions: Iterator[str]) -> str:
+        pieces = text.split(self.backbone.placeholder)
+        return pieces[0] + "".join(next(expansions) + piece for piece in pieces[1:])
+
+    def _media(
+        self, pixels: Mapping[str, Tensor], counts: list[int]
+    ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+        if not pixels:
+            return {}, {}
+        media = self.backbone.model_inputs(pixels)
+        rows_per_picture = self.backbone.rows_per_picture(pixels)
+        per_prompt: dict[str, list[int]] = {}
+        for name, rows in rows_per_picture.items():
+            cut = iter(rows)
+            per_prompt[name] = [sum(next(cut) for _ in range(count)) for count in counts]
+        return {
+            name: tensor.to(self.head.weight.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in media.items()
+        }, per_prompt
+
+    # ---- the model -----------------------------------------------------------------------------------------
+
+    def read(self, batch: PromptBatch) -> Prefix:
+        """Run the prompts, pictures included, once."""
+        positions = self.backbone.position_ids(self.model, batch.input_ids, batch.attention_mask, batch.media)
+        out = self.model.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions,
+            past_key_values=DynamicCache(config=self.model.config), use_cache=True, **batch.media,
+        )  # fmt: skip
+        return Prefix(out.past_key_values, out.last_hidden_state[:, -1], positions, batch.attention_mask)
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Logits ``(..., V)`` of hidden states; control and picture tokens are always out of reach."""
+        return self.head(hidden).index_fill(-1, self.suppressed, SUPPRESSED)
+
+    def logprobs(
+        self, batch: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, *, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of completions; each prompt is read once and shared by its group.
+
+        Args:
+            batch: ``P`` prompts.
+            completion_ids: ``(B, T)``, the ``G`` completions of a prompt adjacent.
+            completion_mask: ``(B, T)``, True where a token counts.
+            temperature: Logits are divided by it, as when sampling.
+
+        Returns:
+            Log-probabilities and (detached) entropies ``(B, T)``, zero where the mask is False.
+        """
+        prefix = self.read(batch)
+        group = completion_ids.shape[0] // len(batch)
+        prefix.cache.batch_repeat_interleave(group)
+        steps = torch.arange(completion_ids.shape[1] - 1, device=completion_ids.device).expand(len(batch), -1)
+        positions = next_positions(prefix.positions, steps).repeat_interleave(group, dim=-2)
+        seen = torch.ones_like(completion_ids[:, :-1])
+        mask = torch.cat([prefix.attention_mask.repeat_interleave(group, dim=0), seen], dim=1)
+        hidden = prefix.hidden.repeat_interleave(group, dim=0)[:, None]
+        if completion_ids.shape[1] > 1:
+            out = self.model.model(
+                input_ids=completion_ids[:, :-1], attention_mask=mask, position_ids=positions,
+                past_key_values=prefix.cache, use_cache=True,
+            )  # fmt: skip
+            hidden = torch.cat([hidden, out.last_hidden_state], dim=1)
+        counted = completion_mask.bool()
+        logprobs, entropy = token_logprobs(
+            hidden[counted], self.scores, completion_ids[counted], temperature=temperature
+        )
+        blank = torch.zeros(completion_ids.shape, device=completion_ids.device, dtype=logprobs.dtype)
+        return blank.masked_scatter(counted, logprobs), blank.masked_scatter(counted, entropy)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of unequal length as ids and mask ``(N, T)``."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = True
+    return ids.to(device), mask.to(device)
+
+
+def _original_name(parameter: str) -> str:
+    """The name a parameter has in the plain Hugging Face model."""
+    return parameter.removeprefix("model.").removeprefix("base_model.model.")

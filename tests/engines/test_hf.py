@@ -1,0 +1,80 @@
+"""Sampling a group as one row, against transformers and against the policy's own log-probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch.testing import assert_close
+
+from lit_msrl.engines import HFEngine, Sampling
+from lit_msrl.policy import GenerativeRMPolicy
+from tests.conftest import picture_prompt, text_prompt, tiny_internvl
+
+PROMPTS = [
+    text_prompt("short"),
+    picture_prompt(1),
+    picture_prompt(2, "a red ball and a green hat and two dogs and the sky"),
+]
+
+
+def draw(policy: GenerativeRMPolicy, prompts=PROMPTS, seed: int = 0, **options):
+    return HFEngine().generate(
+        policy, prompts, policy.encode(prompts), sampling=Sampling(**options), seed=seed
+    )
+
+
+def test_logprobs_of_the_sampler_are_the_policys(policy: GenerativeRMPolicy) -> None:
+    drawn = draw(policy, group_size=4, max_length=12)
+    learned, _ = policy.logprobs(policy.encode(PROMPTS), drawn.ids, drawn.mask)
+    assert drawn.ids.shape[0] == 12
+    assert_close(drawn.logprobs, learned.detach(), atol=1e-5, rtol=0)
+
+
+def test_greedy_is_what_transformers_generates(policy: GenerativeRMPolicy) -> None:
+    drawn = draw(policy, PROMPTS[1:2], group_size=1, max_length=8, temperature=0.0)
+    batch = policy.encode(PROMPTS[1:2])
+    kinds = (batch.input_ids == policy.model.config.image_token_id).int()
+    extra = {"mm_token_type_ids": kinds} if "image_grid_thw" in batch.media else {}
+    theirs = policy.model.generate(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        **batch.media,
+        **extra,
+        do_sample=False,
+        max_new_tokens=8,
+        suppress_tokens=policy.suppressed.tolist(),
+    )
+    new = theirs[0, batch.input_ids.shape[1] :]
+    assert drawn.ids[0, : len(new)].tolist() == new.tolist()
+
+
+def test_a_draw_depends_on_the_seed_alone() -> None:
+    policy = tiny_internvl()
+    first, again, other = (draw(policy, seed=seed, group_size=3, max_length=6) for seed in (1, 1, 2))
+    assert first.ids.equal(again.ids)
+    assert not first.ids.equal(other.ids)
+
+
+def test_control_and_picture_tokens_are_never_drawn() -> None:
+    policy = tiny_internvl()
+    with torch.no_grad():
+        policy.head.weight[policy.suppressed] = 5.0 * policy.head.weight[policy.suppressed].sign()
+    drawn = draw(policy, group_size=8, max_length=20)
+    assert not torch.isin(drawn.ids[drawn.mask], policy.suppressed).any()
+
+
+def test_finished_groups_are_dropped_and_nothing_follows_the_end() -> None:
+    policy = tiny_internvl(seed=3)
+    eos = policy.tokenizer.eos_token_id
+    scores, louder = policy.scores, torch.zeros(policy.head.weight.shape[0])
+    louder[eos] = 4.0  # ends come often, at different lengths
+    policy.scores = lambda hidden: scores(hidden) + louder  # type: ignore[method-assign]
+    drawn = draw(policy, [text_prompt(str(i), "red " * i) for i in range(8)], group_size=2, max_length=40)
+    learned, _ = policy.logprobs(
+        policy.encode([text_prompt(str(i), "red " * i) for i in range(8)]), drawn.ids, drawn.mask
+    )
+    assert_close(drawn.logprobs, learned.detach(), atol=1e-5, rtol=0)
+    lengths = drawn.mask.sum(1)
+    assert lengths.unique().numel() > 2
+    for row, length in zip(drawn.ids, lengths, strict=True):
+        assert eos not in row[: length - 1]
+        assert length == drawn.ids.shape[1] or row[length - 1] == eos

@@ -1,0 +1,110 @@
+"""Every configuration is one its script can read, write and read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.experiments.made import REPOSITORY, STAGES, call
+
+CONFIGS = REPOSITORY / "experiments" / "configs"
+
+
+def printed(stage: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """What ``--print_config`` prints."""
+    with pytest.raises(SystemExit) as stop:
+        call(stage, ["fit", *options, "--print_config"])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, err) == (0, "")
+    return out
+
+
+def leaves(node: object, path: tuple = ()) -> dict[tuple, object]:
+    """The settings of a file by their path; a list is one setting."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {key: value for name, child in node.items() for key, value in leaves(child, (*path, name)).items()}
+
+
+def test_every_stage_has_a_configuration_and_every_configuration_a_stage():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_configuration_is_read_and_all_it_says_counts(stage, capsys):
+    config = yaml.safe_load(printed(stage, capsys))
+    assert config["trainer"]["logger"]["init_args"]["name"] == stage
+    wanted = leaves(yaml.safe_load((CONFIGS / f"{stage}.yaml").read_text()))
+    found = leaves(config)
+    assert {path: found.get(path) for path in wanted} == wanted
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_printed_configuration_reads_back_as_itself(stage, capsys, tmp_path: Path):
+    options = ["--trainer.max_steps=7", "--data.train.seed=5", "--outputs=elsewhere"]
+    first = printed(stage, capsys, *options)
+    path = tmp_path / "config.yaml"
+    path.write_text(first)
+    assert printed(stage, capsys, f"--config={path}") == first
+    assert yaml.safe_load(first)["outputs"] == "elsewhere"
+
+
+def test_dotted_options_override_the_configuration(capsys):
+    options = ["--model.loss=GRPOLoss", "--model.loss.clip_range=0.1", "--trainer.max_steps=20"]
+    config = yaml.safe_load(printed("stage1", capsys, *options))
+    assert config["model"]["loss"]["class_path"] == "lit_msrl.losses.GRPOLoss"
+    assert config["model"]["loss"]["init_args"]["clip_range"] == 0.1
+    assert config["trainer"]["max_steps"] == 20
+
+
+def test_later_files_and_options_win(capsys, tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("trainer: {max_steps: 3}\nmodel: {group_size: 6}\ncheckpoint: {every_n_train_steps: 4}\n")
+    config = yaml.safe_load(printed("stage3", capsys, f"--config={path}", "--trainer.max_steps=5"))
+    assert (config["trainer"]["max_steps"], config["model"]["group_size"]) == (5, 6)
+    assert config["checkpoint"]["every_n_train_steps"] == 4
+    assert config["model"]["style"] == "compact"  # as the stage's own file has it
+
+
+def test_data_are_named_by_their_short_class_names(capsys, tmp_path: Path):
+    options = ["--data.train=Rows", f"--data.train.path={tmp_path}/mine.jsonl", "--data.train.limit=3"]
+    train = yaml.safe_load(printed("stage1", capsys, *options))["data"]["train"]
+    assert train["class_path"].endswith("Rows")
+    assert train["init_args"]["limit"] == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--trainer.max_stepz=2", "--trainer.max_stepz"),
+        ("--model.los=GRPOLoss", "--model.los"),
+        ("--model.loss=GRPOLos", "GRPOLos"),
+        ("--model.loss.clip_rangee=0.1", "clip_rangee"),
+        ("--model.group_size=many", "model.group_size"),
+        ("--model.view=sideways", "model.view"),
+        ("--data.train=Wrld", "Wrld"),
+        ("--config=/nowhere/at/all.yaml", "/nowhere/at/all.yaml"),
+    ],
+)
+def test_a_typo_gets_one_line_that_names_it(option, named, capsys, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        call("stage1", ["fit", option])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+    assert named in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_typo_in_a_file_gets_one_line_that_names_it(capsys, tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {grup_size: 6}\n")
+    with pytest.raises(SystemExit):
+        call("stage1", ["fit", f"--config={path}"])
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "grup_size" in err
