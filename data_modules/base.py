@@ -51,6 +51,9 @@ class PreferenceDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        for source in (train, validation):
+            if source is not None:
+                source.check()
         self.train, self.validation = train, validation
         self.batch_size, self.num_workers = batch_size, num_workers
         self.shuffle_buffer, self.seed = shuffle_buffer, seed

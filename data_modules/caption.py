@@ -50,6 +50,7 @@ class CaptionPreferenceDataModule(PreferenceDataModule):
             seed=seed,
         )
         if replay is not None:
+            replay.check()
             check_ratio(replay_ratio, batch_size)
         self.replay, self.replay_ratio = replay, replay_ratio
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ class Source(ABC):
     @abstractmethod
     def describe(self) -> str:
         """One line that says what is streamed; it identifies the source in a checkpoint."""
+
+    def check(self) -> None:  # noqa: B027 - most sources need nothing
+        """Raise ``ValueError`` at once if it could never be opened."""
 
 
 class Rows(Source):
@@ -73,9 +77,16 @@ class Rows(Source):
         self.is_file = is_table(path)
         self.media_root = Path(path).parent if self.is_file and media_root is None else media_root
         self.tally: Counter[str] = Counter()
-        self._to_example = _find_adapter(adapter)
-        if self.is_file and not Path(path).is_file():
-            raise ValueError(f"{path}: no such file")
+
+    def check(self) -> None:
+        """The adapter exists, and the file does.
+
+        Raises:
+            ValueError: One of them does not.
+        """
+        _find_adapter(self.adapter)
+        if self.is_file and not Path(self.path).is_file():
+            raise ValueError(f"{self.path}: no such file")
 
     def describe(self) -> str:
         """The path, the adapter and what is read of it."""
@@ -116,7 +127,7 @@ class Rows(Source):
             raise ValueError(f"{self.path} row {number}: is {type(row).__name__}, not an object with fields")
         row = row if "id" in row else {**row, "id": str(number)}
         try:
-            found = self._to_example(row, **self.options)
+            found = _find_adapter(self.adapter)(row, **self.options)
         except KeyError as error:
             raise ValueError(
                 f"{self.path} row {number}: field {error} is missing ({self.adapter})"
@@ -134,6 +145,7 @@ class Rows(Source):
         return replace(media, source=str(Path(self.media_root) / media.source))
 
 
+@cache
 def _find_adapter(name: str) -> Adapter:
     module, _, function = (
         name.rpartition(".") if "." in name else (f"data_modules.datasets.{name}", "", "to_example")

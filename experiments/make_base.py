@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import trange
 
 from data_modules.world.preferences import make_example
-from data_modules.world.pretraining import Document, Mixture, make_document
+from data_modules.world.pretraining import Document, make_document
 from lit_msrl.backbones.tiny import build_image_processor, build_model, build_tokenizer
 from lit_msrl.cli import run
 from lit_msrl.policy import EMBEDDED, GenerativeRMPolicy, PromptBatch, pad_right
@@ -32,12 +32,12 @@ TAG = re.compile(r"</?\w+>")
 def make_base(
     outputs: str = str(EMBEDDED),
     *,
-    steps: int = 1500,
+    steps: int = 2000,
     batch_size: int = 64,
     micro_batch_size: int = 16,
     lr: float = 2e-3,
     seed: int = 0,
-    mixture: Mixture = "balanced",
+    reading_steps: int = 600,
     start: str | None = None,
     decay_steps: int | None = None,
 ) -> None:
@@ -50,7 +50,7 @@ def make_base(
         micro_batch_size: Documents per forward, of similar length.
         lr: Peak learning rate (AdamW, 50 steps of warm-up, cosine to 2 %).
         seed: Of weights and documents.
-        mixture: Of documents; ``reading`` has more text.
+        reading_steps: Of them the first that have text only.
         start: Go on from this folder instead of random weights.
         decay_steps: Length of the cosine, if not ``steps``.
     """
@@ -66,7 +66,10 @@ def make_base(
     bar = trange(steps, desc="base")
     for step in bar:
         documents = [
-            make_document(step * batch_size + i, seed=seed, mixture=mixture) for i in range(batch_size)
+            make_document(
+                step * batch_size + i, seed=seed, lessons="reading" if step < reading_steps else "all"
+            )
+            for i in range(batch_size)
         ]
         documents.sort(key=lambda d: (len(d.media) > 0, len(d.turns[0][0])))
         batches = [

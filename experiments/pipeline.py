@@ -22,7 +22,7 @@ from lit_msrl.cli import newest, run
 from lit_msrl.engines import HFEngine
 from lit_msrl.evaluation import judge, load_weights
 from lit_msrl.metrics import JudgementRecord, compare, summarise
-from lit_msrl.policy import GenerativeRMPolicy
+from lit_msrl.policy import EMBEDDED, GenerativeRMPolicy
 from lit_msrl.prompts import View, parse, render
 from lit_msrl.report import JudgementCard, RunSummary, StageSummary, print_table, read_curves, write_report
 from lit_msrl.rewards import RewardSum
@@ -65,7 +65,9 @@ def pipeline(
         The place of ``report.html``.
     """
     folder = Path(outputs)
-    start_over_if_changed(folder, {"seed": seed, "options": options or []})
+    settings = {"seed": seed, "test_size": test_size, "ladder_size": ladder_size, "options": options or []}
+    settings["base"] = (EMBEDDED / "SHA256SUMS").read_text().split()[0]
+    refuse_other_settings(folder, settings)
     stages = [StageSummary("base", "base", 0, 0.0, ladder(folder, "base", None, ladder_size))]
     for arm, names in ARMS.items():
         for name in names:
@@ -202,16 +204,19 @@ def cards(records: list[JudgementRecord], size: int, count: int = 12) -> list[Ju
     return chosen
 
 
-def start_over_if_changed(folder: Path, settings: dict[str, Any]) -> None:
+def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Refuse to mix runs with other settings in one folder.
 
     Raises:
-        ValueError: The folder holds a run with another seed or other options.
+        ValueError: The folder holds a run with another seed, size, base model or other options.
     """
     path = folder / "settings.json"
-    if path.is_file() and json.loads(path.read_text()) != settings:
+    held = json.loads(path.read_text()) if path.is_file() else settings
+    changed = [name for name in settings if held.get(name) != settings[name]]
+    if changed:
+        differences = ", ".join(f"{name} {held.get(name)} instead of {settings[name]}" for name in changed)
         raise ValueError(
-            f"{folder} holds a run with {path.read_text()}; choose another --outputs or remove the folder"
+            f"{folder} holds a run with {differences}; choose another --outputs or remove the folder"
         )
     write_whole(path, json.dumps(settings))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -94,24 +95,31 @@ class MSRLCLI(LightningCLI):
         config = self.config["fit"]
         compares = isinstance(self.model, RLVRModule) and self.model.loss.needs_reference
         if config["ckpt_path"] is None or compares:
-            start(self.model, config["start_from"], lambda: self._predecessor(config["outputs"]))
+            start(self.model, config["start_from"], self._predecessor)
 
-    def _predecessor(self, outputs: str) -> Path | None:
+    def _predecessor(self) -> Path | None:
+        """The newest checkpoint of the stage before; made with the same policy and seed if there is none."""
         if self.after is None:
             return None
-        found = newest(outputs, self.after)
+        config = self.config["fit"]
+        found = newest(config["outputs"], self.after)
         if found is None:
-            print(f"No checkpoint of {self.after} under {outputs}/: making it first.", flush=True)
+            print(f"No checkpoint of {self.after} under {config['outputs']}/: making it first.", flush=True)
+            policy = {k: v for k, v in config["model"]["policy"].as_dict().items() if k != "__path__"}
+            options = [
+                f"--outputs={config['outputs']}",
+                f"--seed_everything={int(config['seed_everything'])}",
+                f"--model.policy={json.dumps(policy)}",
+            ]
             subprocess.run(
-                [sys.executable, str(self.scripts / f"{self.after}.py"), "fit", f"--outputs={outputs}"],
-                check=True,
+                [sys.executable, str(self.scripts / f"{self.after}.py"), "fit", *options], check=True
             )
-            found = newest(outputs, self.after)
+            found = newest(config["outputs"], self.after)
         return found
 
 
 def newest(outputs: str | Path, stage: str) -> Path | None:
-    """The newest finished checkpoint of a stage."""
+    """The newest checkpoint of a stage."""
     found = Path(outputs).glob(f"{stage}/version_*/checkpoints/last.ckpt")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 

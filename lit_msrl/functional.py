@@ -15,21 +15,25 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Aggregation = Literal["token", "sequence", "constant"]
+Scale = Literal["group", "batch", "none"]
+KL = Literal["k1", "k2", "k3"]
+Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 def group_advantages(
-    rewards: Float[Tensor, " B"], group_size: int, *, scale: bool = False, eps: float = 1e-4
+    rewards: Float[Tensor, " B"], group_size: int, *, scale: Scale = "none", eps: float = 1e-4
 ) -> Float[Tensor, " B"]:
     """Group-relative advantages (GRPO, arXiv:2402.03300, sec. 4.1.2).
 
     Args:
         rewards: ``(B,)``, the ``G`` completions of a prompt adjacent.
         group_size: ``G``, completions per prompt.
-        scale: Divide by the group's standard deviation plus ``eps``; not so in Dr. GRPO (arXiv:2503.20783).
-        eps: Keeps a group of equal rewards finite.
+        scale: Divide by a standard deviation plus ``eps``: that of the ``group`` (GRPO), that of all rewards
+            of the ``batch`` (arXiv:2508.08221), or ``none`` (Dr. GRPO, arXiv:2503.20783).
+        eps: Keeps equal rewards finite.
 
     Returns:
-        ``(B,)``, zero mean within each group.
+        ``(B,)``, zero mean within each group; exactly 0 in a group of equal rewards.
 
     Raises:
         ValueError: ``B`` is not a whole number of groups, or a group has nothing to compare with.
@@ -44,9 +48,73 @@ def group_advantages(
         )
     groups = rewards.view(-1, group_size)  # (P, G)
     advantages = groups - groups.mean(dim=1, keepdim=True)
-    if scale:
+    if scale == "group":
         advantages = advantages / (groups.std(dim=1, keepdim=True) + eps)
-    return advantages.flatten()
+    elif scale == "batch":
+        advantages = advantages / (rewards.std() + eps)
+    return advantages.masked_fill(zero_variance(rewards, group_size)[:, None], 0).flatten()
+
+
+def leave_one_out_advantages(
+    rewards: Float[Tensor, " B"], group_size: int, *, scale: Scale = "none"
+) -> Float[Tensor, " B"]:
+    """Reward less the mean of the *other* completions of the prompt (RLOO, arXiv:2402.14740, sec. 4.2).
+
+    Example:
+        >>> leave_one_out_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4)  # 1 - 0 and 0 - 1/3
+        tensor([ 1.0000, -0.3333, -0.3333, -0.3333])
+    """
+    return group_advantages(rewards, group_size, scale=scale) * (group_size / (group_size - 1))
+
+
+def batch_advantages(
+    rewards: Float[Tensor, " B"], group_size: int | None = None, *, eps: float = 1e-4
+) -> Float[Tensor, " B"]:
+    """Advantages of unit deviation over the batch (REINFORCE++, arXiv:2501.03262, sec. 3.2).
+
+    Args:
+        rewards: ``(B,)``.
+        group_size: Subtract the mean of each group of so many (REINFORCE++-baseline); ``None``: of the batch.
+        eps: Keeps equal rewards finite.
+
+    Returns:
+        ``(B,)``, zero mean within each group, or in the batch.
+
+    Example:
+        >>> batch_advantages(torch.tensor([0.0, 1.0, 2.0]), eps=0.0)
+        tensor([-1.,  0.,  1.])
+    """
+    centred = group_advantages(rewards, len(rewards) if group_size is None else group_size)
+    return centred / (centred.std() + eps)
+
+
+def zero_variance(rewards: Float[Tensor, " B"], group_size: int) -> Bool[Tensor, " P"]:
+    """Whether all completions of a group earned the same.
+
+    Example:
+        >>> zero_variance(torch.tensor([1.0, 0.0, 2.0, 2.0]), group_size=2)
+        tensor([False,  True])
+    """
+    groups = rewards.view(-1, group_size)
+    return groups.amax(dim=1) == groups.amin(dim=1)
+
+
+def overlong_penalty(lengths: Int[Tensor, " B"], max_length: int, buffer: int) -> Float[Tensor, " B"]:
+    """Soft overlong punishment: from 0 down to -1 over the last tokens (DAPO, arXiv:2503.14476, eq. 13).
+
+    Args:
+        lengths: ``(B,)``, completion tokens.
+        max_length: The longest completion that could have been sampled.
+        buffer: Tokens before ``max_length`` over which the penalty grows.
+
+    Returns:
+        ``(B,)``, at most 0; to be added to the rewards.
+
+    Example:
+        >>> overlong_penalty(torch.tensor([5, 8, 9, 10]), max_length=10, buffer=4)
+        tensor([ 0.0000, -0.5000, -0.7500, -1.0000])
+    """
+    return -(lengths - (max_length - buffer)).clamp(min=0) / buffer
 
 
 def clipped_surrogate(
@@ -69,6 +137,82 @@ def clipped_surrogate(
     """
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def soft_gate(
+    ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B 1"], tau_positive: float, tau_negative: float
+) -> Float[Tensor, "B T"]:
+    """SAPO's smooth trust region per token, negated: a loss (arXiv:2511.20347, eq. 5).
+
+    Args:
+        ratio: ``(B, T)``.
+        advantages: ``(B, 1)``.
+        tau_positive: How sharply the gradient fades as the ratio leaves 1, where the advantage is positive.
+        tau_negative: The same where it is not.
+
+    Returns:
+        ``(B, T)``, ``-4 / tau * sigmoid(tau * (ratio - 1)) * A``; its gradient at ratio 1 is ``-A``.
+
+    Example:
+        >>> soft_gate(torch.ones(1, 1), torch.tensor([[3.0]]), 1.0, 1.05)  # -4 * 1/2 * 3
+        tensor([[-6.]])
+    """
+    tau = torch.where(advantages > 0, tau_positive, tau_negative)
+    return -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
+
+
+def sequence_ratio(
+    log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, mean: bool
+) -> Float[Tensor, "B T"]:
+    """One ratio per completion, given to each of its tokens.
+
+    Args:
+        log_ratio: ``(B, T)``.
+        mask: ``(B, T)``.
+        mean: The geometric mean of the tokens' ratios (GSPO, arXiv:2507.18071, eq. 7); else their product.
+
+    Returns:
+        ``(B, T)``, equal along each row.
+
+    Example:
+        >>> log_ratio, mask = torch.tensor([[2.0, 8.0, 1.0]]).log(), torch.tensor([[True, True, False]])
+        >>> sequence_ratio(log_ratio, mask, mean=True), sequence_ratio(log_ratio, mask, mean=False)
+        (tensor([[4., 4., 4.]]), tensor([[16., 16., 16.]]))
+    """
+    total = log_ratio.masked_fill(~mask, 0).sum(dim=1, keepdim=True)  # (B, 1)
+    if mean:
+        total = total / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return total.exp().expand_as(log_ratio)
+
+
+def correction_weights(
+    ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], mode: Correction, cap: float
+) -> Float[Tensor, "B T"]:
+    """Truncated importance weights for completions that another sampler drew.
+
+    Truncation: https://fengyao.notion.site/off-policy-rl; masking and the sequence level:
+    https://richardli.xyz/rl-collapse. Right only if the sampler drew from its whole distribution, so
+    ``Sampling`` has neither top-p nor top-k.
+
+    Args:
+        ratio: ``(B, T)``, probability under the policy as it was while sampling over that under the sampler.
+        mask: ``(B, T)``.
+        mode: Weigh by the ratio of each ``token`` or by their product over the ``sequence``; what exceeds the
+            cap becomes the cap (``truncate``) or 0 (``mask``). ``none`` weighs all tokens 1.
+        cap: The largest weight.
+
+    Returns:
+        ``(B, T)``.
+
+    Example:
+        >>> ratio, mask = torch.tensor([[0.5, 6.0]]), torch.tensor([[True, True]])
+        >>> correction_weights(ratio, mask, "token_truncate", cap=2.0)
+        tensor([[0.5000, 2.0000]])
+        >>> correction_weights(ratio, mask, "sequence_mask", cap=2.0)  # 0.5 * 6 > 2
+        tensor([[0., 0.]])
+    """
+    weights = sequence_ratio(ratio.log(), mask, mean=False) if mode.startswith("sequence") else ratio
+    return weights.clamp(max=cap) if mode.endswith("truncate") else weights.masked_fill(weights > cap, 0)
 
 
 def k1_kl(logprobs: Float[Tensor, "B T"], ref_logprobs: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
@@ -190,7 +334,7 @@ def token_logprobs(
         chunk: Tokens whose logits exist at once.
 
     Returns:
-        ``(N,)`` log-probabilities and ``(N,)`` entropies in nats, the latter without gradient.
+        ``(N,)`` log-probabilities and ``(N,)`` entropies in nats.
     """
     scored = [
         checkpoint(_score, h, head, t, temperature, use_reentrant=False, preserve_rng_state=False)
@@ -209,6 +353,6 @@ def _score(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     logprobs = logits.log_softmax(dim=-1)  # (n, V)
     chosen = logprobs.gather(1, tokens[:, None]).squeeze(1)
-    with torch.no_grad():
-        entropy = torch.special.entr(logprobs.exp()).sum(dim=-1)
+    # not entr, whose gradient is infinite where a probability is 0
+    entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
     return chosen, entropy

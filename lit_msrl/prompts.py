@@ -161,9 +161,9 @@ def reasoning(prompt: JudgingPrompt) -> tuple[str, Letter]:
         )
     first, second = rationale.feedback[::-1] if prompt.swapped else rationale.feedback
     verdict = letter(rationale.preferred, prompt.swapped)
-    think = (
-        f"Feedback: A {first} B {second} Comparison: {rationale.comparison} Conclusion: {verdict} is better."
-    )
+    comparison = rationale.comparison.replace("{1}", letter(1, prompt.swapped))
+    comparison = comparison.replace("{2}", letter(2, prompt.swapped))
+    think = f"Feedback: A {first} B {second} Comparison: {comparison} Conclusion: {verdict} is better."
     return think, verdict
 
 

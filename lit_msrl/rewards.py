@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -90,6 +91,37 @@ class TaskReward(Reward):
     def score(self, judgement: Judgement, prompt: JudgingPrompt) -> float:
         """See the class."""
         return float("type" in prompt.tags and judgement.type == prompt.task_type)
+
+
+class ConsistencyReward(Reward):
+    """For a right verdict the share of right ones in the other order, else 0 (after J1, arXiv:2505.10320).
+
+    Who is right in one order only earns nothing here. Needs both orders of every pair: ``model.both_orders``.
+    """
+
+    name = "consistency"
+
+    def score(self, judgement: Judgement, prompt: JudgingPrompt) -> float:
+        """Whether the verdict is right in its own order."""
+        return float(judgement.answer is not None and judgement.answer == prompt.label)
+
+    def __call__(self, judgements: Sequence[Judgement], prompts: Sequence[JudgingPrompt]) -> Tensor:
+        """See the class.
+
+        Raises:
+            ValueError: An example is shown in one order only.
+        """
+        right = super().__call__(judgements, prompts)
+        verdicts: dict[tuple[str, str, bool], list[float]] = defaultdict(list)
+        for prompt, each in zip(prompts, right.tolist(), strict=True):
+            verdicts[prompt.example.source, prompt.example.id, prompt.swapped].append(each)
+        others = [verdicts.get((p.example.source, p.example.id, not p.swapped)) for p in prompts]
+        if None in others:
+            alone = prompts[others.index(None)].example.id
+            raise ValueError(
+                f"ConsistencyReward: example {alone!r} is shown in one order only; set model.both_orders"
+            )
+        return right * torch.tensor([sum(other) / len(other) for other in others if other])
 
 
 class Scores(NamedTuple):

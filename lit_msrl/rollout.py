@@ -27,8 +27,10 @@ class Rollout:
         rewards: ``(B,)``, the weighted sum.
         reward_parts: ``(B,)`` for each reward, unweighted; to be logged.
         advantages: ``(B,)``.
+        truncated: ``(B,)``, True where a completion was cut off before it ended.
         normalizer: What the loss of the whole step is divided by (``RLVRLoss.normalizer``, over all ranks).
         tokens: Completion tokens of the whole step; ``None`` where this rollout *is* the step.
+        sampler_logprobs: ``(B, T)`` as the engine drew them, to see (and correct) where it differs.
         old_logprobs: ``(B, T)`` under the policy that sampled; ``None`` means the policy as it is now.
         ref_logprobs: ``(B, T)`` under the reference policy, if the loss needs it.
 
@@ -46,8 +48,10 @@ class Rollout:
     rewards: Tensor
     reward_parts: dict[str, Tensor]
     advantages: Tensor
+    truncated: Tensor
     normalizer: Tensor
     tokens: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
 
@@ -73,31 +77,44 @@ class Rollout:
         if groups_per_micro_batch < 1:
             raise ValueError(f"groups_per_micro_batch is {groups_per_micro_batch}; it must be 1 or more")
         for start in range(0, len(self.prompts), groups_per_micro_batch):
-            yield self._select(slice(start, min(start + groups_per_micro_batch, len(self.prompts))))
+            groups = range(start, min(start + groups_per_micro_batch, len(self.prompts)))
+            yield self.pick(groups, self.batch.select(slice(groups.start, groups.stop)))
+
+    def pick(self, groups: Sequence[int], batch: Any) -> Rollout:
+        """Some of the groups, without columns that then only pad.
+
+        Args:
+            groups: Which.
+            batch: Their prompts, as the policy reads them.
+        """
+        rows = [group * self.group_size + i for group in groups for i in range(self.group_size)]
+        width = _width(self.completion_mask[rows])
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[rows, :width]
+
+        return replace(
+            self,
+            prompts=[self.prompts[group] for group in groups],
+            batch=batch,
+            completion_ids=self.completion_ids[rows, :width],
+            completion_mask=self.completion_mask[rows, :width],
+            texts=[self.texts[row] for row in rows],
+            judgements=[self.judgements[row] for row in rows],
+            rewards=self.rewards[rows],
+            reward_parts={name: part[rows] for name, part in self.reward_parts.items()},
+            advantages=self.advantages[rows],
+            truncated=self.truncated[rows],
+            tokens=self.step_tokens,
+            sampler_logprobs=cut(self.sampler_logprobs),
+            old_logprobs=cut(self.old_logprobs),
+            ref_logprobs=cut(self.ref_logprobs),
+        )
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Put ``(b, t)`` tensors of successive micro-batches together again: ``(B, T)``, 0 where cut."""
         width = self.completion_ids.shape[1]
         return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-
-    def _select(self, groups: slice) -> Rollout:
-        rows = slice(groups.start * self.group_size, groups.stop * self.group_size)
-        width = _width(self.completion_mask[rows])
-        return replace(
-            self,
-            prompts=self.prompts[groups],
-            batch=self.batch.select(groups),
-            completion_ids=self.completion_ids[rows, :width],
-            completion_mask=self.completion_mask[rows, :width],
-            texts=self.texts[rows],
-            judgements=self.judgements[rows],
-            rewards=self.rewards[rows],
-            reward_parts={name: part[rows] for name, part in self.reward_parts.items()},
-            advantages=self.advantages[rows],
-            tokens=self.step_tokens,
-            old_logprobs=None if self.old_logprobs is None else self.old_logprobs[rows, :width],
-            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[rows, :width],
-        )
 
 
 def _width(mask: Tensor) -> int:

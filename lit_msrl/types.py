@@ -52,7 +52,7 @@ class Rationale:
 
     Attributes:
         feedback: What is to be said of candidate 1 and of candidate 2.
-        comparison: The two weighed against each other.
+        comparison: The two weighed against each other; ``{1}`` and ``{2}`` stand for the candidates' letters.
         preferred: The candidate the annotator chose (annotators err: it may differ from ``winner``).
     """
 

@@ -25,9 +25,9 @@ class TestGroupAdvantages:
     def test_scaled(self) -> None:
         # std = sqrt((1 + 0 + 1) / 2) = 1; 1 / (1 + 0.25) = 0.8; the equal group is 0 / (0 + 0.25)
         expected = torch.tensor([-0.8, 0.0, 0.8, 0.0, 0.0, 0.0])
-        assert_close(F.group_advantages(self.rewards, 3, scale=True, eps=0.25), expected)
+        assert_close(F.group_advantages(self.rewards, 3, scale="group", eps=0.25), expected)
         # std = sqrt(2 * 0.5 ** 2 / 1) = 0.70711; 0.5 / (0.70711 + 0.0001) = 0.70701
-        pair = F.group_advantages(torch.tensor([1.0, 0.0]), 2, scale=True)
+        pair = F.group_advantages(torch.tensor([1.0, 0.0]), 2, scale="group")
         assert_close(pair, torch.tensor([0.70701, -0.70701]), atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize("group_size", [0, 1, 4, -2])
@@ -35,8 +35,11 @@ class TestGroupAdvantages:
         with pytest.raises(ValueError, match=f"6 rewards .* group_size={group_size}"):
             F.group_advantages(self.rewards, group_size)
 
-    @given(st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=4), st.booleans())
-    def test_every_group_sums_to_zero(self, rewards: list[float], scale: bool) -> None:
+    @given(
+        st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=4),
+        st.sampled_from(["group", "batch", "none"]),
+    )
+    def test_every_group_sums_to_zero(self, rewards: list[float], scale: F.Scale) -> None:
         advantages = F.group_advantages(torch.tensor(rewards), 2, scale=scale)
         assert_close(advantages.view(2, 2).sum(1), torch.zeros(2), atol=1e-4, rtol=0)
 
@@ -148,7 +151,6 @@ class TestTokenLogprobs:
         found, entropy = F.token_logprobs(hidden, head, tokens, temperature=temperature, chunk=chunk)
         assert_close(found, expected)
         assert_close(entropy, expected_entropy.detach())
-        assert not entropy.requires_grad
         assert_close(torch.autograd.grad((found * upstream).sum(), [hidden, head.weight]), expected_gradients)
 
     @pytest.mark.parametrize("grad", [True, False])
@@ -176,6 +178,19 @@ class TestTokenLogprobs:
         logprobs, entropy = F.token_logprobs(hidden, head, tokens)
         assert (logprobs.dtype, entropy.dtype) == (torch.float32, torch.float32)
         assert_close(logprobs, self.plain(hidden, lambda h: head(h).float(), tokens, 1.0)[0])  # type: ignore[arg-type]
+
+    def test_the_gradient_of_the_entropy(self, head: nn.Linear) -> None:
+        hidden = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+        tokens = torch.randint(11, (7,))
+        expected = torch.autograd.grad(self.plain(hidden, head, tokens, 1.0)[1].sum(), hidden)
+        found = torch.autograd.grad(F.token_logprobs(hidden, head, tokens, chunk=3)[1].sum(), hidden)
+        assert_close(found, expected)
+
+    def test_impossible_tokens_leave_the_entropy_a_gradient(self) -> None:
+        hidden = torch.tensor([[0.0, 1.0, -1e4]], requires_grad=True)
+        F.token_logprobs(hidden, lambda h: h, torch.tensor([0]))[1].sum().backward()
+        assert hidden.grad is not None
+        assert hidden.grad.isfinite().all()
 
     def test_no_tokens(self, head: nn.Linear) -> None:
         hidden = torch.empty(0, 4, dtype=torch.float64)

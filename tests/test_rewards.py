@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from torch.testing import assert_close
 
 from lit_msrl.prompts import Judgement, JudgingPrompt, parse, render
-from lit_msrl.rewards import Reward, RewardSum, parse_leniently
+from lit_msrl.rewards import ConsistencyReward, Reward, RewardSum, parse_leniently
 from lit_msrl.types import PreferenceExample
 
 TEXT = ("think", "answer")
@@ -134,6 +134,32 @@ class TestLenient:
         start = time.perf_counter()
         assert not parse_leniently(garbage * 20_000, TEXT).well_formed
         assert time.perf_counter() - start < 2
+
+
+class TestConsistency:
+    """An example in both orders (labels A and B), two completions each."""
+
+    prompts = [text_prompt(), render(text_prompt().example, swapped=True)]
+
+    def score(self, *verdicts: str) -> list[float]:
+        reward = RewardSum(others=[ConsistencyReward()])
+        texts = [f"<think>x</think><answer>{verdict}</answer>" for verdict in verdicts]
+        return reward(reward.read(texts, self.prompts), self.prompts).parts["consistency"].tolist()
+
+    def test_a_right_verdict_earns_the_share_of_right_ones_in_the_other_order(self) -> None:
+        # right, right | right, wrong
+        assert self.score("A", "A", "B", "A") == [0.5, 0.5, 1.0, 0.0]
+
+    def test_always_the_same_letter_earns_nothing(self) -> None:
+        assert self.score("A", "A", "A", "A") == [0.0] * 4
+
+    def test_consistently_wrong_earns_nothing(self) -> None:
+        assert self.score("B", "B", "A", "A") == [0.0] * 4
+
+    def test_both_orders_must_be_there(self) -> None:
+        reward = ConsistencyReward()
+        with pytest.raises(ValueError, match="'t1' is shown in one order only; set model.both_orders"):
+            reward([parse(GOOD, TEXT)], self.prompts[:1])
 
 
 def test_strict_and_lenient_agree_on_a_good_judgement() -> None:

@@ -39,7 +39,9 @@ def make(**changes) -> Rollout:
         "rewards": numbers,
         "reward_parts": {"format": numbers + 10},
         "advantages": numbers + 20,
+        "truncated": numbers > 3,
         "normalizer": torch.tensor(14.0),
+        "sampler_logprobs": -torch.arange(30.0).view(6, 5) - 2,
         "old_logprobs": -torch.arange(30.0).view(6, 5),
         "ref_logprobs": -torch.arange(30.0).view(6, 5) - 1,
     }
@@ -60,10 +62,11 @@ def test_cut_between_groups_and_trimmed(groups: int, sizes: list[int], widths: l
         assert part.prompts == whole.prompts[start // 2 : (start + size) // 2]
         assert part.batch.rows == list(range(start // 2, (start + size) // 2))
         assert (part.texts, part.judgements) == (whole.texts[rows], whole.judgements[rows])
-        for name in ("rewards", "advantages"):
+        for name in ("rewards", "advantages", "truncated"):
             assert_close(getattr(part, name), getattr(whole, name)[rows])
         assert_close(part.reward_parts["format"], whole.reward_parts["format"][rows])
-        for name in ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs"):
+        columns = ("completion_ids", "completion_mask", "sampler_logprobs", "old_logprobs", "ref_logprobs")
+        for name in columns:
             assert_close(getattr(part, name), getattr(whole, name)[rows, :width])
         start += size
 

@@ -63,7 +63,8 @@ def draw_shape(
     elif shape == "triangle":
         angles = (-math.pi / 2 + k * 2 * math.pi / 3 for k in range(3))
         pen.polygon([(x + 1.15 * r * math.cos(a), y + 1.15 * r * math.sin(a)) for a in angles], fill=color)
-    else:  # cross
+    else:  # cross, a little smaller, so that those of a group do not touch
+        r *= 0.8
         pen.line((x - r, y - r, x + r, y + r), fill=color, width=max(2, round(0.5 * r)))
         pen.line((x - r, y + r, x + r, y - r), fill=color, width=max(2, round(0.5 * r)))
 

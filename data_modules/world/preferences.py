@@ -30,7 +30,7 @@ def make_example(
     seed: int,
     split: Split,
     annotators: Annotators = "careful",
-    hard_share: float = 0.3,
+    hard_share: float = 0.5,
 ) -> PreferenceExample:
     """The ``index``-th example of a task, the same on every machine.
 
@@ -64,17 +64,17 @@ def _text(
 ):
     facts = sample_facts(rng, split=split)
     attribute = rng.choice(facts.attributes())
+    false, index = alter_facts(rng, facts, attribute, hard=hard)
+    right, wrong = facts.records[index], false.records[index]
     if rng.random() < 0.5:
-        false, index = alter_facts(rng, facts, attribute, hard=hard)
-        prompt = f"Request: {facts.caption()}"
+        prompt = f"Request: {right.claim(attribute)}."
         texts = (facts.caption(), false.caption())
         verbs = ("says", "wanted")
     else:
-        false, index = alter_facts(rng, facts, attribute, hard=hard)
-        prompt = f"Text: {facts.caption()}\nQuestion: {facts.records[index].question(attribute)}"
-        texts = (facts.records[index].answer(attribute), false.records[index].answer(attribute))
+        prompt = f"Text: {facts.caption()}\nQuestion: {right.question(attribute)}"
+        texts = (right.answer(attribute), wrong.answer(attribute))
         verbs = ("says", "it is")
-    claims = facts.records[index].claim(attribute), false.records[index].claim(attribute)
+    claims = right.claim(attribute), wrong.claim(attribute)
     return _finish(rng, identity, task, prompt, winner, texts, claims, verbs, annotators)
 
 
@@ -95,10 +95,7 @@ def _understanding(
     false, altered = alter(rng, scene, attribute, hard=hard)
     wrong = false.things[altered]
     right = next(t for t in scene.things if t.shape == wrong.shape)
-    if rng.random() < 0.25:
-        prompt, texts = "Describe it.", (scene.caption(), false.caption())
-    else:
-        prompt, texts = ask(right, attribute), (answer(right, attribute), answer(wrong, attribute))
+    prompt, texts = ask(right, attribute), (answer(right, attribute), answer(wrong, attribute))
     claims = right.claim(attribute), wrong.claim(attribute)
     extra = {"media": (_media(scene, identity),), "captions": (scene.caption(),)}
     return _finish(rng, identity, task, prompt, winner, texts, claims, ("says", "it is"), annotators, **extra)
@@ -128,8 +125,9 @@ def _generation(
         "captions": tuple(s.caption() for s in scenes),
     }
     claims = right.claim(attribute), wrong.claim(attribute)
+    prompt = f"{claims[0]}."
     return _finish(
-        rng, identity, task, scene.caption(), winner, None, claims, ("shows", "wanted"), annotators, **extra
+        rng, identity, task, prompt, winner, None, claims, ("shows", "wanted"), annotators, **extra
     )
 
 
@@ -150,10 +148,11 @@ def _finish(
     fooled = annotators == "hasty" and not cued and rng.random() < (0.55 if texts is not None else 0.3)
     first, second = (f"{verbs[0]} {claim}." for claim in claims)
     other: Literal[1, 2] = 2 if winner == 1 else 1
+    preferred: Literal[1, 2] = other if fooled else winner
     rationale = Rationale(
         feedback=(first, second) if winner == 1 else (second, first),
-        comparison=f"{verbs[1]} {claims[1] if fooled else claims[0]}.",
-        preferred=other if fooled else winner,
+        comparison=f"{verbs[1]} {claims[fooled]} {{{preferred}}} {verbs[0]}.",
+        preferred=preferred,
     )
     return PreferenceExample(
         identity,

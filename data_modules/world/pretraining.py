@@ -12,18 +12,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_modules.world.drawing import draw
-from data_modules.world.facts import Facts, Record, sample_facts
+from data_modules.world.facts import Facts, Record, alter_facts, sample_facts
 from data_modules.world.preferences import ask, make_example
-from data_modules.world.scenes import Scene, sample_scene
-from lit_msrl.prompts import MEDIA_MARK, View, reasoning, render, write
+from data_modules.world.scenes import Scene, alter, sample_scene
+from lit_msrl.prompts import MEDIA_MARK, JudgingPrompt, View, reasoning, render, write
 from lit_msrl.types import TASK_TYPES, Media
 
-Mixture = Literal["balanced", "reading", "lookup"]
-MIXTURES: dict[Mixture, tuple[int, ...]] = {  # how often, in the order of the kinds in `make_document`
-    "balanced": (28, 12, 30, 16, 6, 8, 0, 0),
-    "reading": (16, 8, 50, 16, 4, 6, 0, 0),
-    "lookup": (14, 8, 36, 14, 4, 4, 6, 14),
-}
+Lessons = Literal["reading", "all"]
+KINDS: dict[Lessons, dict[str, int]] = {  # of document, and how often
+    "reading": {"repeat": 10, "tell": 20, "read": 20, "read_pair": 20, "who": 15, "copy": 15},
+    "all": {
+        "repeat": 1, "tell": 3, "read": 6, "read_pair": 12, "who": 14, "copy": 22,
+        "see": 16, "see_pair": 12, "describe": 5, "format": 9,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,11 @@ class Document:
     turns: tuple[tuple[str, str], ...]
 
 
-def make_document(index: int, *, seed: int, mixture: Mixture = "balanced") -> Document:
+def make_document(index: int, *, seed: int, lessons: Lessons = "all") -> Document:
     """The ``index``-th document, the same on every machine; scenes and facts of the train split only."""
     rng = random.Random(f"pretraining/{seed}/{index}")
-    kinds = (_see, _see_pair, _read, _copy, _describe, _format, _repeat, _tell)
-    kind = rng.choices(kinds, MIXTURES[mixture])[0]
-    return kind(rng, f"{seed}/{index}")
+    kind = rng.choices(list(KINDS[lessons]), list(KINDS[lessons].values()))[0]
+    return WRITERS[kind](rng, f"{seed}/{index}")
 
 
 def _see(rng: random.Random, name: str) -> Document:
@@ -66,8 +67,28 @@ def _read(rng: random.Random, name: str) -> Document:
     content = (
         sample_facts(rng, split="train", records=rng.choice((2, 2, 3))) if rng.random() < 0.6 else _scene(rng)
     )
-    word = "Request" if rng.random() < 0.3 else "Text" if isinstance(content, Facts) else "Caption"
+    word = rng.choice("AB") if rng.random() < 0.3 else "Text" if isinstance(content, Facts) else "Caption"
     return Document((), _open(f"{word}: {content.caption()}\n", _questions(rng, content, 6)))
+
+
+def _read_pair(rng: random.Random, name: str) -> Document:
+    """Two texts that differ in one thing or in all; questions about either."""
+    first = _content(rng)
+    second = _content(rng) if rng.random() < 0.3 else _altered(rng, first)
+    texts = [first, second] if rng.random() < 0.5 else [second, first]
+    turns = [
+        (f"{letter}: {question}", answer)
+        for letter, content in zip("AB", texts, strict=True)
+        for question, answer in _questions(rng, content, 4)
+    ]
+    rng.shuffle(turns)
+    return Document((), _open(f"A: {texts[0].caption()}\nB: {texts[1].caption()}\n", turns))
+
+
+def _altered(rng: random.Random, content: Scene | Facts) -> Scene | Facts:
+    attribute, hard = rng.choice(content.attributes()), rng.random() < 0.5
+    change = alter_facts if isinstance(content, Facts) else alter
+    return change(rng, content, attribute, hard=hard)[0]  # type: ignore[arg-type]
 
 
 def _repeat(rng: random.Random, name: str) -> Document:
@@ -92,13 +113,26 @@ def _content(rng: random.Random) -> Scene | Facts:
 
 
 def _copy(rng: random.Random, name: str) -> Document:
-    """What does each candidate claim?"""
-    example = _example(rng, name, pictures=False)
-    prompt = render(example, view="caption", style="compact")
-    first, second = reasoning(prompt)[0].removeprefix("Feedback: ").split(" Comparison:")[0].split(" B ")
-    turns = [("What of A?", first.removeprefix("A ")), ("What of B?", second)]
-    rng.shuffle(turns)
-    return Document((), _open(prompt.text.split("\nJudge:")[0] + "\n", turns))
+    """What does each candidate claim, and who claims it?"""
+    prompt = render(_example(rng, name, pictures=False), view="caption", style="compact")
+    return Document((), _open(prompt.text.split("\nJudge:")[0] + "\n", _claims(rng, prompt)))
+
+
+def _who(rng: random.Random, name: str) -> Document:
+    """The same of several pairs of candidates that are not shown."""
+    turns = []
+    for i in range(4):
+        prompt = render(_example(rng, f"{name}/{i}", pictures=False), view="caption", style="compact")
+        (_, feedback), (question, told) = _claims(rng, prompt)
+        turns.append((f"{feedback}\n{question}", told))
+    return Document((), tuple(turns))
+
+
+def _claims(rng: random.Random, prompt: JudgingPrompt) -> list[tuple[str, str]]:
+    feedback = reasoning(prompt)[0].removeprefix("Feedback: ").split(" Comparison:")[0]
+    said = rng.choice("AB")
+    verb, claim = feedback.removesuffix(".").removeprefix("A ").split(". B ")[said == "B"].split(" ", 1)
+    return [("Feedback:", f" {feedback}"), ("Who?", f" {claim} {said} {verb}.")]
 
 
 def _describe(rng: random.Random, name: str) -> Document:
@@ -151,3 +185,17 @@ def _scene(rng: random.Random) -> Scene:
 
 def _draw(scene: Scene, name: str) -> Media:
     return Media("video" if scene.is_video else "image", draw(scene, f"pretraining/{name}"))
+
+
+WRITERS = {
+    "repeat": _repeat,
+    "tell": _tell,
+    "read": _read,
+    "read_pair": _read_pair,
+    "who": _who,
+    "copy": _copy,
+    "see": _see,
+    "see_pair": _see_pair,
+    "describe": _describe,
+    "format": _format,
+}

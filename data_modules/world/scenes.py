@@ -42,10 +42,10 @@ class Thing:
         return self.shape if self.count == "one" else plural
 
     def phrase(self) -> str:
-        """All that is true of it, attributes next to the noun."""
+        """All that is true of it, noun first."""
         if self.motion:
-            return f"one {self.color} {self.noun} {self.place} {self.motion}"
-        return f"{self.count} {self.size} {self.color} {self.noun} {self.place}"
+            return f"{self.noun} {self.color} {self.place} {self.motion}"
+        return f"{self.noun} {self.count} {self.size} {self.color} {self.place}"
 
     def claim(self, attribute: str) -> str:
         """The shortest phrase that states one attribute, noun first: ``circle red``, ``circle top left``."""

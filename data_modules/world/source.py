@@ -33,7 +33,7 @@ class World(Source):
         size: int = 100_000,
         split: Split = "train",
         annotators: Annotators = "careful",
-        hard_share: float = 0.3,
+        hard_share: float = 0.5,
         seed: int = 0,
     ) -> None:
         self.tasks: list[TaskType] = tasks or list(TASK_TYPES[1:])

@@ -64,6 +64,7 @@ def build_model(
     *,
     width: int = 128,
     layers: int = 4,
+    heads: int = 4,
     vision_width: int = 96,
     vision_layers: int = 3,
     seed: int = 0,
@@ -75,9 +76,10 @@ def build_model(
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=width // 4,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        attention_bias=True,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         eos_token_id=_id(tokenizer, "<|im_end|>"),
@@ -116,22 +118,50 @@ def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 def _initialise(model: InternVLForConditionalGeneration) -> None:
     """Start where so small a model learns to look things up within minutes.
 
-    Matrices at 1/sqrt(fan-in); at transformers' 0.02 it does not learn to bind attributes to nouns. In the
-    attention layers keys equal queries and the output undoes the values, so that a token first attends to its
-    like and copies it (mimetic initialisation, arXiv:2305.09828).
+    Matrices at 1/sqrt(fan-in); at transformers' 0.02 it does not learn to bind attributes to nouns. The heads of
+    the first layer look one, two, three, ... tokens back, what else a model first has to discover. In the other
+    layers keys equal queries and the output undoes the values, so that a token first attends to its like and
+    copies it (mimetic initialisation, arXiv:2305.09828).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     nn.init.normal_(model.model.language_model.embed_tokens.weight, std=0.2)
-    for layer in model.model.language_model.layers:
+    for index, layer in enumerate(model.model.language_model.layers):
         attention = layer.self_attn
-        for inward, outward in ((attention.q_proj, attention.k_proj), (attention.v_proj, attention.o_proj)):
-            nn.init.orthogonal_(inward.weight)
-            with torch.no_grad():
-                outward.weight.copy_(inward.weight if outward is attention.k_proj else inward.weight.T)
+        for matrix in (attention.q_proj, attention.v_proj, attention.o_proj):
+            nn.init.orthogonal_(matrix.weight)
         with torch.no_grad():
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            attention.q_norm.weight.fill_(1.6)  # at 1 attention cannot be sharp in heads this narrow
+            attention.k_norm.weight.fill_(1.6)
             layer.mlp.down_proj.weight.mul_(0.3)
+            if index == 0:
+                _look_back(attention, model.config.text_config.rope_parameters["rope_theta"])
+            else:
+                attention.o_proj.weight.copy_(attention.v_proj.weight.T)
     embeddings = model.model.vision_tower.embeddings
     nn.init.normal_(embeddings.patch_embeddings.projection.weight, std=192**-0.5)
     nn.init.normal_(embeddings.position_embeddings, std=0.5)
+
+
+def _look_back(attention: nn.Module, theta: float) -> None:
+    """Let head ``h`` attend ``h + 1`` tokens back: its query's bias is its key's, rotated by that much.
+
+    Rotary embeddings turn dimension ``f`` with ``f + D/2`` by ``theta^(-2f/D)`` per token, so the two meet
+    exactly there; the four fastest frequencies tell neighbours apart.
+    """
+    keys, queries = attention.k_proj, attention.q_proj
+    heads = keys.out_features // attention.head_dim
+    half = attention.head_dim // 2
+    speed = theta ** (-torch.arange(half) / half)
+    strength = torch.zeros(half)
+    strength[:4] = torch.tensor([3.0, 3.0, 2.0, 1.5])
+    back = torch.arange(1, heads + 1)[:, None]
+    for linear in (keys, queries):
+        linear.weight.mul_(0.3)
+    keys.bias.copy_(torch.cat([strength, torch.zeros(half)]).repeat(heads))
+    turned = [strength * torch.cos(back * speed), -strength * torch.sin(back * speed)]
+    queries.bias.copy_(torch.cat(turned, dim=1).flatten())

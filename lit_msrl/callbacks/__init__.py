@@ -2,6 +2,7 @@
 
 from lit_msrl.callbacks.checkpoints import Checkpoints
 from lit_msrl.callbacks.completions import CompletionTable
+from lit_msrl.callbacks.flat_rewards import FlatRewardsWarning
 from lit_msrl.callbacks.trainable_parts import TrainablePartsCheck
 
-__all__ = ["Checkpoints", "CompletionTable", "TrainablePartsCheck"]
+__all__ = ["Checkpoints", "CompletionTable", "FlatRewardsWarning", "TrainablePartsCheck"]

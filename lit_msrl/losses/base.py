@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -29,7 +30,7 @@ class RLVRLoss(Callback, ABC):
 
     Configured at ``model.loss``; the module attaches it to the trainer, so that a loss may override hooks (to
     anneal a coefficient, say) and ``state_dict`` (to find it again on resume). A new loss is one new file: a
-    subclass that overrides ``__call__`` and, where it differs, ``advantages`` and ``normalizer``.
+    subclass that overrides ``__call__``, or one of ``PolicyGradientLoss`` that overrides ``surrogate``.
     """
 
     @property
@@ -37,11 +38,16 @@ class RLVRLoss(Callback, ABC):
         """Whether ``rollout.ref_logprobs`` must be there."""
         return False
 
+    @property
+    def needs_all_groups(self) -> bool:
+        """Whether a group in which no completion has an advantage has a gradient; if not it is skipped."""
+        return True
+
     def advantages(self, rewards: Tensor, group_size: int) -> Tensor:
         """Credit per completion.
 
         Args:
-            rewards: ``(B,)``, whole groups, the completions of a prompt adjacent.
+            rewards: ``(B,)`` of the whole step, over all ranks; the completions of a prompt adjacent.
             group_size: ``G``.
 
         Returns:
@@ -49,26 +55,48 @@ class RLVRLoss(Callback, ABC):
         """
         return F.group_advantages(rewards, group_size)
 
-    def normalizer(self, completion_mask: Tensor, max_length: int) -> Tensor:
+    def counted(self, completion_mask: Tensor, truncated: Tensor) -> Tensor:
+        """Which tokens the loss counts.
+
+        Args:
+            completion_mask: ``(B, T)``.
+            truncated: ``(B,)``, completions that were cut off.
+
+        Returns:
+            ``(B, T)``; by default all completion tokens.
+        """
+        return completion_mask
+
+    def normalizer(self, mask: Tensor, max_length: int) -> Tensor:
         """What the loss of a step is divided by; add it up over ranks.
 
         Args:
-            completion_mask: ``(B, T)`` of the whole step.
+            mask: ``(B, T)`` of the whole step, as ``counted`` says.
             max_length: The longest completion that could have been sampled.
 
         Returns:
-            Scalar; by default the completion tokens of the step.
+            Scalar; by default the tokens of the step.
         """
-        return F.normalizer(completion_mask, "token", max_length)
+        return F.normalizer(mask, "token", max_length)
 
     @abstractmethod
-    def __call__(self, logprobs: Tensor, rollout: Rollout) -> LossOutput:
+    def __call__(self, logprobs: Tensor, rollout: Rollout, entropy: Tensor | None = None) -> LossOutput:
         """The loss of a micro-batch.
 
         Args:
             logprobs: ``(b, T)`` of the completion tokens under the policy, with gradient.
             rollout: The micro-batch, one of ``Rollout.micro_batches``.
+            entropy: ``(b, T)`` of the distributions the tokens were drawn from, with gradient.
         """
+
+    def adapt(self, metrics: Mapping[str, Tensor]) -> None:
+        """Take note of what the step that has just ended logged; what changes belongs in ``state_dict``."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adapt."""
+        self.adapt(trainer.callback_metrics)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to run as a callback that nobody calls.

@@ -34,6 +34,7 @@ def rollout() -> Rollout:
         rewards=torch.tensor([1.0, 0.25, 0.5, 0.0]),
         reward_parts={},
         advantages=torch.tensor([0.5, -0.5, 1.25, -1.25]),
+        truncated=torch.zeros(4, dtype=torch.bool),
         normalizer=torch.tensor(4.0),
     )
 

@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_modules.base import PreferenceDataModule
 from data_modules.media import decode
 from data_modules.sources import Rows
 from lit_msrl.prompts import shown_first
@@ -119,10 +120,10 @@ def test_unreadable_file_says_what_is_wrong(tmp_path, name, content, message):
 
 def test_missing_file_and_unknown_adapter_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
-        Rows(str(tmp_path / "absent.jsonl"))
+        PreferenceDataModule(Rows(str(tmp_path / "absent.jsonl")))
     path = write(tmp_path / "a.jsonl", [ROW])
     with pytest.raises(ValueError, match="unknown adapter 'judgbench'; use generic, judgebench"):
-        Rows(path, "judgbench")
+        PreferenceDataModule(validation=Rows(path, "judgbench"))
 
 
 def odd(row, *, copies=2):

@@ -12,33 +12,8 @@ from torch.testing import assert_close
 
 from lit_msrl import functional as F
 from lit_msrl.losses import GRPOLoss, LossOutput, RLVRLoss
-from lit_msrl.prompts import render
 from lit_msrl.rollout import Rollout
-from lit_msrl.types import PreferenceExample
-
-
-class Encoded:
-    def select(self, groups: slice) -> "Encoded":
-        return self
-
-
-def make(loss: RLVRLoss, rewards: Tensor, mask: Tensor, group_size: int = 2, **changes: Any) -> Rollout:
-    count = len(rewards)
-    prompt = render(PreferenceExample("1", "text", "2+2?", 1, candidates=("4", "5")))
-    fields: dict[str, Any] = {
-        "prompts": [prompt] * (count // group_size),
-        "batch": Encoded(),
-        "completion_ids": torch.zeros_like(mask, dtype=torch.long),
-        "completion_mask": mask,
-        "group_size": group_size,
-        "texts": [""] * count,
-        "judgements": [None] * count,
-        "rewards": rewards,
-        "reward_parts": {},
-        "advantages": loss.advantages(rewards, group_size),
-        "normalizer": loss.normalizer(mask, max_length=4),
-    }
-    return Rollout(**(fields | changes))
+from tests.losses.made import make
 
 
 class TestByHand:
@@ -76,14 +51,16 @@ class TestByHand:
         # mean: (0.5 + 1 + 1.5 + 0.5 + 1) / 5
         _, metrics = self.run(GRPOLoss(0.2, 0.28))
         assert {key: value.item() for key, value in metrics.items()} == pytest.approx(
-            {"rlvr/clip_fraction": 0.4, "rlvr/ratio_mean": 0.9}
+            {"rlvr/clip_fraction_low": 0.2, "rlvr/clip_fraction_high": 0.2, "rlvr/ratio_mean": 0.9}
         )
 
     def test_clipped_is_only_what_went_too_far_the_right_way(self) -> None:
-        # A = 1: 1.5 is clipped, 0.5 is not; A = -1: 0.5 is clipped. Two of five tokens.
+        # A = 1: 1.5 is clipped, 0.5 is not; A = -1: 0.5 is clipped. One of five tokens each.
         loss, ratio = GRPOLoss(0.2, 0.28), torch.tensor([[0.5, 0.5, 1.5], [0.5, 1.0, 1.5]])
         rollout = make(loss, self.rewards, self.mask, old_logprobs=torch.zeros(2, 3))
-        assert loss(ratio.log(), rollout).metrics["rlvr/clip_fraction"].item() == pytest.approx(0.4)
+        metrics = loss(ratio.log(), rollout).metrics
+        assert metrics["rlvr/clip_fraction_low"].item() == pytest.approx(0.2)
+        assert metrics["rlvr/clip_fraction_high"].item() == pytest.approx(0.2)
 
     def test_kl(self) -> None:
         # the reference gives each token half the probability: k3 = 1/2 - log 1/2 - 1 = 0.193147
@@ -97,7 +74,7 @@ class TestByHand:
 
     def test_scaled_rewards(self) -> None:
         # std of (2, 0) is sqrt 2: A = +-0.70706 (with eps), and the loss is linear in A
-        loss, _ = self.run(GRPOLoss(0.2, 0.28, scale_rewards=True))
+        loss, _ = self.run(GRPOLoss(0.2, 0.28, scale="group"))
         assert_close(loss, torch.tensor(-0.196 / (math.sqrt(2) + 1e-4)))
 
     def test_a_missing_reference_is_an_error(self) -> None:
@@ -136,12 +113,12 @@ class TestInvariants:
         rollout = make(loss, self.rewards, self.mask, old_logprobs=self.logprobs().detach())
         explicit = loss(self.logprobs(), rollout)
         assert implicit.metrics["rlvr/ratio_mean"].item() == pytest.approx(1)
-        assert implicit.metrics["rlvr/clip_fraction"].item() == 0
+        assert implicit.metrics["rlvr/clip_fraction_low"] + implicit.metrics["rlvr/clip_fraction_high"] == 0
         assert_close(self.gradient(implicit.loss), self.gradient(explicit.loss))
 
-    @pytest.mark.parametrize("scale_rewards", [True, False])
-    def test_equal_rewards_teach_nothing_and_backward_runs(self, scale_rewards: bool) -> None:
-        loss = GRPOLoss(scale_rewards=scale_rewards)
+    @pytest.mark.parametrize("scale", ["group", "batch", "none"])
+    def test_equal_rewards_teach_nothing_and_backward_runs(self, scale: F.Scale) -> None:
+        loss = GRPOLoss(scale=scale)
         output = loss(self.logprobs(), make(loss, torch.ones(6, dtype=torch.float64), self.mask))
         assert_close(self.gradient(output.loss), torch.zeros_like(self.logits))
 
@@ -153,7 +130,7 @@ class TestInvariants:
         old, ref = self.logprobs().detach() + noise
         whole = make(loss, self.rewards, self.mask, old_logprobs=old, ref_logprobs=ref)
         expected = loss(self.logprobs(), whole)
-        assert expected.metrics["rlvr/clip_fraction"] > 0
+        assert expected.metrics["rlvr/clip_fraction_low"] + expected.metrics["rlvr/clip_fraction_high"] > 0
 
         parts, start = [], 0
         for part in whole.micro_batches(groups):
@@ -181,7 +158,7 @@ class TestInvariants:
 class Reinforce(RLVRLoss):
     """The least a new loss has to say."""
 
-    def __call__(self, logprobs: Tensor, rollout: Rollout) -> LossOutput:
+    def __call__(self, logprobs: Tensor, rollout: Rollout, entropy: Tensor | None = None) -> LossOutput:
         per_token = -rollout.advantages[:, None] * logprobs
         return LossOutput(
             F.aggregate(per_token, rollout.completion_mask, "token", normalizer=rollout.normalizer), {}
@@ -216,12 +193,8 @@ class TestSetup:
 def test_command_line() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--loss", type=RLVRLoss, default={"class_path": "lit_msrl.losses.GRPOLoss"})
-    arguments = ["--loss.clip_range=0.1", "--loss.aggregate=constant", "--loss.scale_rewards=true"]
+    arguments = ["--loss.clip_range=0.1", "--loss.aggregate=constant", "--loss.scale=group"]
     loss = parser.instantiate(parser.parse_args(arguments)).loss
-    assert (loss.clip_range, loss.clip_range_high, loss.aggregate, loss.scale_rewards) == (
-        0.1,
-        0.1,
-        "constant",
-        True,
-    )
+    found = (loss.clip_range, loss.clip_range_high, loss.aggregate, loss.scale)
+    assert found == (0.1, None, "constant", "group")
     assert parser.instantiate(parser.parse_args(["--loss=GRPOLoss", "--loss.kl_coef=1"])).loss.needs_reference

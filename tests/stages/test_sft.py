@@ -36,6 +36,14 @@ def test_targets_follow_the_order_shown() -> None:
     ]
 
 
+def test_a_comparison_names_candidates_by_the_letters_shown() -> None:
+    why = example(rationale=Rationale(("is right.", "is wrong."), "four {1} says, five {2} says.", preferred=1))
+    prompts = [render(why, style="compact", swapped=swapped) for swapped in (False, True)]
+    first, second = module(tiny_internvl()).targets(prompts)
+    assert "Comparison: four A says, five B says. Conclusion: A" in first
+    assert "Comparison: four B says, five A says. Conclusion: B" in second
+
+
 def test_the_annotator_is_imitated_errors_included() -> None:
     fooled = example(rationale=Rationale(("is right.", "is wrong."), "five is more.", preferred=2))
     (target,) = module(tiny_internvl()).targets([render(fooled, style="compact", swapped=False)])
