@@ -141,8 +141,13 @@ def sample_facts(rng: random.Random, *, split: Split, records: int = 2) -> Facts
             return facts
 
 
-def alter_facts(rng: random.Random, facts: Facts, attribute: str, *, hard: bool) -> tuple[Facts, int]:
-    """Facts that differ in one attribute: swapped between two records (hard) or new to the text (easy)."""
+def alter_facts(
+    rng: random.Random, facts: Facts, attribute: str, *, hard: bool
+) -> tuple[Facts, Record, Record]:
+    """Facts that differ in one attribute: swapped between two records (hard) or new to the text (easy).
+
+    Also the record that tells them apart, as it was and as it is.
+    """
     index, other = rng.sample(range(len(facts.records)), 2)
     records = list(facts.records)
     own, theirs = dict(records[index].values), dict(records[other].values)
@@ -155,4 +160,4 @@ def alter_facts(rng: random.Random, facts: Facts, attribute: str, *, hard: bool)
             [v for v in DOMAINS[records[index].domain].values[attribute] if v not in present]
         )
     records[index] = replace(records[index], values=tuple(own.items()))
-    return Facts(tuple(records)), index
+    return Facts(tuple(records)), facts.records[index], records[index]

@@ -64,8 +64,7 @@ def _text(
 ):
     facts = sample_facts(rng, split=split)
     attribute = rng.choice(facts.attributes())
-    false, index = alter_facts(rng, facts, attribute, hard=hard)
-    right, wrong = facts.records[index], false.records[index]
+    false, right, wrong = alter_facts(rng, facts, attribute, hard=hard)
     if rng.random() < 0.5:
         prompt = f"Request: {right.claim(attribute)}."
         texts = (facts.caption(), false.caption())
@@ -92,9 +91,7 @@ def _understanding(
         rng, video=task.startswith("video"), split=split, things=2 if rng.random() < 0.7 else 3
     )
     attribute = rng.choice(scene.attributes())
-    false, altered = alter(rng, scene, attribute, hard=hard)
-    wrong = false.things[altered]
-    right = next(t for t in scene.things if t.shape == wrong.shape)
+    _, right, wrong = alter(rng, scene, attribute, hard=hard)
     prompt, texts = ask(right, attribute), (answer(right, attribute), answer(wrong, attribute))
     claims = right.claim(attribute), wrong.claim(attribute)
     extra = {"media": (_media(scene, identity),), "captions": (scene.caption(),)}
@@ -114,11 +111,10 @@ def _generation(
     while True:
         scene = sample_scene(rng, video=task.startswith("video"), split=split)
         attribute = rng.choice(scene.attributes())
-        false, altered = alter(rng, scene, attribute, hard=hard)
+        # a swap of shapes is a swap of colours; what was asked for must be missing
+        false, right, wrong = alter(rng, scene, attribute, hard=hard and attribute != "shape")
         if false.split() == split:
             break
-    wrong = false.things[altered]
-    right = next(t for t in scene.things if t.shape == wrong.shape)
     scenes = (scene, false) if winner == 1 else (false, scene)
     extra = {
         "media": tuple(_media(s, f"{identity}/{i}") for i, s in enumerate(scenes)),
@@ -168,7 +164,7 @@ def _finish(
 
 
 def ask(thing: Thing, attribute: str) -> str:
-    """A question about one thing, naming it by its shape.
+    """A question about one thing, naming it by its shape, or by its colour if the shape is asked for.
 
     Example:
         >>> ask(Thing("two", "small", "red", "circle", "top left"), "color")
@@ -177,6 +173,7 @@ def ask(thing: Thing, attribute: str) -> str:
     verb = "is" if thing.count == "one" else "are"
     return {
         "color": f"What color {verb} the {thing.noun}?",
+        "shape": f"What {verb} {thing.color}?",
         "size": f"What size {verb} the {thing.noun}?",
         "place": f"Where {verb} the {thing.noun}?",
         "motion": f"How does the {thing.noun} move?",
@@ -187,11 +184,9 @@ def ask(thing: Thing, attribute: str) -> str:
 def answer(thing: Thing, attribute: str) -> str:
     """A full sentence that answers `ask`."""
     verb = "is" if thing.count == "one" else "are"
-    return (
-        f"The {thing.noun} {verb} {getattr(thing, attribute)}."
-        if attribute != "count"
-        else f"There {verb} {thing.count}."
-    )
+    if attribute == "count":
+        return f"There {verb} {thing.count}."
+    return f"The {thing.noun} {verb} {thing.claim(attribute).removeprefix(thing.noun + ' ')}."
 
 
 def _media(scene: Scene, identity: str) -> Media:

@@ -20,10 +20,10 @@ from lit_msrl.types import TASK_TYPES, Media
 
 Lessons = Literal["reading", "all"]
 KINDS: dict[Lessons, dict[str, int]] = {  # of document, and how often
-    "reading": {"repeat": 10, "tell": 20, "read": 20, "read_pair": 20, "who": 15, "copy": 15},
+    "reading": {"repeat": 10, "tell": 20, "read": 20, "read_pair": 30, "who": 10, "copy": 10},
     "all": {
-        "repeat": 1, "tell": 3, "read": 6, "read_pair": 12, "who": 14, "copy": 22,
-        "see": 16, "see_pair": 12, "describe": 5, "format": 9,
+        "repeat": 1, "tell": 2, "read": 6, "read_pair": 22, "who": 8, "copy": 18,
+        "see": 16, "see_pair": 12, "describe": 6, "format": 9,
     },
 }  # fmt: skip
 

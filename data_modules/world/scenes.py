@@ -48,8 +48,11 @@ class Thing:
         return f"{self.noun} {self.count} {self.size} {self.color} {self.place}"
 
     def claim(self, attribute: str) -> str:
-        """The shortest phrase that states one attribute, noun first: ``circle red``, ``circle top left``."""
-        return f"{self.noun} {getattr(self, attribute)}"
+        """The shortest phrase that states one attribute, noun first: ``circle red``, ``circle top left``.
+
+        Which shape it is, is said of its colour.
+        """
+        return f"{self.noun} {self.color if attribute == 'shape' else getattr(self, attribute)}"
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ class Scene:
         return split_of(self.caption())
 
     def attributes(self) -> tuple[str, ...]:
-        """What can be asked about, and altered, in it."""
-        return (
-            ("color", "place", "motion", "motion") if self.is_video else ("color", "count", "size", "place")
-        )
+        """What can be asked about, and altered, in it; for a clip motion twice as often."""
+        if self.is_video:
+            return ("color", "shape", "place", "motion", "motion")
+        return ("color", "shape", "count", "size", "place")
 
 
 def split_of(text: str) -> Split:
@@ -106,8 +109,8 @@ def sample_scene(rng: random.Random, *, video: bool, split: Split, things: int =
             return scene
 
 
-def alter(rng: random.Random, scene: Scene, attribute: str, *, hard: bool) -> tuple[Scene, int]:
-    """A scene that differs in one attribute, and the index of the thing to name when telling them apart.
+def alter(rng: random.Random, scene: Scene, attribute: str, *, hard: bool) -> tuple[Scene, Thing, Thing]:
+    """A scene that differs in one attribute, and the thing that tells them apart, as it was and as it is.
 
     Hard alterations swap the values of two things (nothing new appears: only binding tells them apart);
     easy ones bring in a value that the scene does not have.
@@ -128,4 +131,4 @@ def alter(rng: random.Random, scene: Scene, attribute: str, *, hard: bool) -> tu
     altered = things[index]
     if attribute == "place":
         things.sort(key=lambda thing: PLACES.index(thing.place))
-    return Scene(tuple(things)), things.index(altered)
+    return Scene(tuple(things)), scene.things[index], altered

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 SIDE = 64  # pixels of a picture
 IMAGE_TOKENS = 4  # tokens per picture, one per quarter
@@ -118,10 +119,10 @@ def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 def _initialise(model: InternVLForConditionalGeneration) -> None:
     """Start where so small a model learns to look things up within minutes.
 
-    Matrices at 1/sqrt(fan-in); at transformers' 0.02 it does not learn to bind attributes to nouns. The heads of
-    the first layer look one, two, three, ... tokens back, what else a model first has to discover. In the other
-    layers keys equal queries and the output undoes the values, so that a token first attends to its like and
-    copies it (mimetic initialisation, arXiv:2305.09828).
+    Matrices at 1/sqrt(fan-in); at transformers' 0.02 it does not learn to bind attributes to nouns. The heads
+    of the first layer look one, two, three, ... tokens back, what else a model first has to discover. In the
+    other layers keys equal queries and the output undoes the values, so that a token first attends to its
+    like and copies it (mimetic initialisation, arXiv:2305.09828).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -139,7 +140,7 @@ def _initialise(model: InternVLForConditionalGeneration) -> None:
             attention.k_norm.weight.fill_(1.6)
             layer.mlp.down_proj.weight.mul_(0.3)
             if index == 0:
-                _look_back(attention, model.config.text_config.rope_parameters["rope_theta"])
+                _look_back(attention, model.model.language_model.config.rope_parameters["rope_theta"])
             else:
                 attention.o_proj.weight.copy_(attention.v_proj.weight.T)
     embeddings = model.model.vision_tower.embeddings
@@ -147,7 +148,7 @@ def _initialise(model: InternVLForConditionalGeneration) -> None:
     nn.init.normal_(embeddings.position_embeddings, std=0.5)
 
 
-def _look_back(attention: nn.Module, theta: float) -> None:
+def _look_back(attention: Qwen3Attention, theta: float) -> None:
     """Let head ``h`` attend ``h + 1`` tokens back: its query's bias is its key's, rotated by that much.
 
     Rotary embeddings turn dimension ``f`` with ``f + D/2`` by ``theta^(-2f/D)`` per token, so the two meet

@@ -37,7 +37,9 @@ def test_targets_follow_the_order_shown() -> None:
 
 
 def test_a_comparison_names_candidates_by_the_letters_shown() -> None:
-    why = example(rationale=Rationale(("is right.", "is wrong."), "four {1} says, five {2} says.", preferred=1))
+    why = example(
+        rationale=Rationale(("is right.", "is wrong."), "four {1} says, five {2} says.", preferred=1)
+    )
     prompts = [render(why, style="compact", swapped=swapped) for swapped in (False, True)]
     first, second = module(tiny_internvl()).targets(prompts)
     assert "Comparison: four A says, five B says. Conclusion: A" in first

@@ -138,6 +138,8 @@ def true_of_scene(claim: str, prompt: str, caption: str) -> bool:
         "How does": "motion",
         "How many": "count",
     }
+    if asked := re.fullmatch(r"What (?:is|are) (\w+)\?", prompt):  # which shape has this colour?
+        return next(thing for thing in things(caption) if thing.color == asked[1]).shape in claim
     field = next(name for words, name in fields.items() if prompt.startswith(words))
     thing = next(thing for thing in things(caption) if thing.shape in prompt)
     assert field == "count" or thing.shape in claim
@@ -162,8 +164,7 @@ def test_the_better_picture_is_what_was_asked_for_and_the_other_is_not(task: Tas
 def shows(caption: str, request: str) -> bool:
     """Whether the things of a caption are as a request such as ``circles red.`` wants them."""
     noun, value = request.removesuffix(".").split(" ", 1)
-    thing = next(thing for thing in things(caption) if noun.startswith(thing.shape))
-    return value in thing
+    return any(noun.startswith(thing.shape) and value in thing for thing in things(caption))
 
 
 SUBJECTS = {subject for domain in DOMAINS for subject in domain.subjects}
@@ -224,24 +225,25 @@ def test_hard_alterations_bring_in_no_new_word() -> None:
     for _ in range(400):
         scene = sample_scene(rng, video=rng.random() < 0.5, split="train")
         attribute = rng.choice(scene.attributes())
-        false, altered = alter(rng, scene, attribute, hard=True)
+        false, right, wrong = alter(rng, scene, attribute, hard=True)
         assert false != scene
-        right = next(t for t in scene.things if t.shape == false.things[altered].shape)
-        assert getattr(right, attribute) != getattr(false.things[altered], attribute)
+        assert right in scene.things
+        assert wrong in false.things
+        assert getattr(right, attribute) != getattr(wrong, attribute)
         if len({getattr(thing, attribute) for thing in scene.things}) == 1:
             seen["nothing to swap"] += 1
         else:
             seen[attribute] += 1
             assert bag(false.caption()) == bag(scene.caption())
-    assert set(seen) == {"nothing to swap", "color", "count", "size", "place", "motion"}
+    assert set(seen) == {"nothing to swap", "color", "shape", "count", "size", "place", "motion"}
 
 
 def test_easy_alterations_bring_in_one_value() -> None:
     rng = random.Random(0)
     for _ in range(200):
         scene = sample_scene(rng, video=False, split="train")
-        attribute = rng.choice(("color", "count", "place"))
-        false, _ = alter(rng, scene, attribute, hard=False)
+        attribute = rng.choice(("color", "shape", "count", "place"))
+        false, _, _ = alter(rng, scene, attribute, hard=False)
         own = {getattr(thing, attribute) for thing in scene.things}
         assert len({getattr(thing, attribute) for thing in false.things} - own) == 1
 
@@ -251,8 +253,8 @@ def test_hard_and_easy_facts() -> None:
     for _ in range(300):
         facts = sample_facts(rng, split="train")
         attribute = rng.choice(facts.attributes())
-        hard, _ = alter_facts(rng, facts, attribute, hard=True)
-        easy, _ = alter_facts(rng, facts, attribute, hard=False)
+        hard, _, _ = alter_facts(rng, facts, attribute, hard=True)
+        easy, _, _ = alter_facts(rng, facts, attribute, hard=False)
         assert hard != facts
         assert bag(hard.caption()) == bag(facts.caption())
         own = {dict(record.values)[attribute] for record in facts.records}
