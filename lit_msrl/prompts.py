@@ -123,6 +123,25 @@ def render(
     return JudgingPrompt(example, swapped, text.strip(), tuple(media), tags, label)
 
 
+def render_candidate(
+    example: PreferenceExample, candidate: Literal[1, 2], *, view: View = "visual"
+) -> tuple[str, tuple[Media, ...]]:
+    """Show one candidate alone, as a discriminative reward model reads it: the user turn and its media.
+
+    Raises:
+        ValueError: The view needs captions or media that the example lacks.
+    """
+    _require_evidence(example, view)
+    shown = slice(candidate - 1, candidate) if example.is_generation else slice(None)
+    media = example.media[shown] if view == "visual" else ()
+    text = _template("candidate").render(
+        example=example, prompt=_clean(example.prompt), view=view,
+        evidence=[MEDIA_MARK] * len(media) if media else [_clean(c) for c in example.captions[shown]],
+        candidate=None if example.candidates is None else _clean(example.candidates[candidate - 1]),
+    )  # fmt: skip
+    return text.strip(), tuple(media)
+
+
 def letter(candidate: Literal[1, 2], swapped: bool) -> Letter:
     """The letter under which a candidate is shown.
 
@@ -254,8 +273,8 @@ def _clean(text: str) -> str:
 
 
 @cache
-def _template(style: Style) -> jinja2.Template:
-    source = (files("lit_msrl") / "templates" / f"{style}.jinja").read_text(encoding="utf-8")
+def _template(name: str) -> jinja2.Template:
+    source = (files("lit_msrl") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     return jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(source)

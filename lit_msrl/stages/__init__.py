@@ -2,6 +2,7 @@
 
 from lit_msrl.stages.baseline import Baseline, BaselineSFT
 from lit_msrl.stages.cmkd import CMKD
+from lit_msrl.stages.discriminative import DiscriminativeRM
 from lit_msrl.stages.rlvr import RLVRModule
 from lit_msrl.stages.sft import SFTModule
 from lit_msrl.stages.stage1 import Stage1, Stage1SFT
@@ -12,6 +13,7 @@ __all__ = [
     "CMKD",
     "Baseline",
     "BaselineSFT",
+    "DiscriminativeRM",
     "RLVRModule",
     "SFTModule",
     "Stage1",

@@ -103,14 +103,17 @@ class StageModule(L.LightningModule):
 
     # ---- optimisation --------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> Any:
-        """One parameter group per part, and the schedule of its learning rate."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is optimised: one group per part, with its learning rate."""
         parts = self.policy.parts()
-        groups = [
+        return [
             {"params": [p for _, p in parts[part]], "lr": rate, "name": part}
             for part, rate in self.learning_rates.items()
         ]
-        optimizer = self.optimizer(groups)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the schedule of the learning rates."""
+        optimizer = self.optimizer(self.parameter_groups())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -10,7 +10,7 @@ from lit_msrl.cli import MSRLCLI, run
 
 REPOSITORY = Path(__file__).parents[2]
 REALDATA = REPOSITORY.parent / "shared" / "realdata"
-STAGES = ("stage1_sft", "stage1", "stage2", "cmkd", "stage3", "baseline_sft", "baseline")
+STAGES = ("stage1_sft", "stage1", "stage2", "cmkd", "stage3", "baseline_sft", "baseline", "discriminative")
 RL = ("stage1", "stage2", "stage3", "baseline")
 BATCH = {"stage2": 5}  # four new examples and a replayed one
 
@@ -24,7 +24,8 @@ def command(stage: str, outputs: Path, *options: str) -> list[str]:
     small = [f"--data.batch_size={BATCH.get(stage, 2)}"]
     small += ["--model.group_size=2"] if stage in RL else []
     small += ["--data.train.size=8", "--model.samples=2"] if stage == "cmkd" else []
-    return ["fit", f"--outputs={outputs}", "--start_from=base", *SHORT, *small, *options]
+    short = [option for option in SHORT if stage != "discriminative" or "max_completion" not in option]
+    return ["fit", f"--outputs={outputs}", "--start_from=base", *short, *small, *options]
 
 
 def call(stage: str, args: list[str]) -> MSRLCLI:
