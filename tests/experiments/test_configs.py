@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_msrl.rewards import RewardSum
 from tests.experiments.made import REPOSITORY, STAGES, call
 
 CONFIGS = REPOSITORY / "experiments" / "configs"
@@ -108,3 +109,16 @@ def test_a_typo_in_a_file_gets_one_line_that_names_it(capsys, tmp_path: Path):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "grup_size" in err
+
+
+def test_the_reference_preset_is_the_public_scripts(capsys):
+    """The same weights and reading as ``RewardSum.reference``, and the scripts' clipping."""
+    preset = CONFIGS / "presets" / "reference.yaml"
+    config = yaml.safe_load(printed("stage2", capsys, f"--config={preset}"))["model"]
+    weights = {reward.name: reward.weight for reward in RewardSum.reference().rewards}
+    chosen = config["reward"]["init_args"]
+    assert {name: chosen[name] for name in weights} == weights
+    assert chosen["reading"] == RewardSum.reference().reading
+    loss = config["loss"]["init_args"]
+    assert (loss["clip_range"], loss["clip_range_high"], loss["kl_coef"]) == (0.2, 0.28, 0.0)
+    assert (loss["scale"], loss["aggregate"]) == ("none", "sequence")
