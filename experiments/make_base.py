@@ -1,8 +1,6 @@
 """Makes the embedded base model from scratch: reading, seeing and the answer format, no preference labels.
 
-python experiments/make_base.py [--steps=1500]    # about twenty minutes on two cores; seeded
-
-The three runs that made the shipped weights are in lit_msrl/assets/README.md.
+python experiments/make_base.py    # about half an hour on two free cores; seeded
 """
 
 from __future__ import annotations
@@ -32,14 +30,12 @@ TAG = re.compile(r"</?\w+>")
 def make_base(
     outputs: str = str(EMBEDDED),
     *,
-    steps: int = 2000,
+    steps: int = 2800,
     batch_size: int = 64,
     micro_batch_size: int = 16,
     lr: float = 2e-3,
     seed: int = 0,
-    reading_steps: int = 600,
-    start: str | None = None,
-    decay_steps: int | None = None,
+    reading_steps: int = 700,
 ) -> None:
     """Train the tiny InternVL on documents of the world and write it as a Hugging Face folder.
 
@@ -51,17 +47,12 @@ def make_base(
         lr: Peak learning rate (AdamW, 50 steps of warm-up, cosine to 2 %).
         seed: Of weights and documents.
         reading_steps: Of them the first that have text only.
-        start: Go on from this folder instead of random weights.
-        decay_steps: Length of the cosine, if not ``steps``.
     """
-    policy = newborn(seed) if start is None else GenerativeRMPolicy(start)
+    policy = newborn(seed)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda s: (
-            min(1, (s + 1) / 50)
-            * (0.49 * (1 + math.cos(math.pi * min(1, s / (decay_steps or steps)))) + 0.02)
-        ),
+        lambda s: min(1, (s + 1) / 50) * (0.49 * (1 + math.cos(math.pi * s / steps)) + 0.02),
     )
     bar = trange(steps, desc="base")
     for step in bar:
