@@ -1,9 +1,9 @@
-"""The scored completions of one optimizer step, and how they are cut into micro-batches."""
+"""Scored completions, what a step learns from them, and how that is cut into micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -13,40 +13,29 @@ from lit_msrl.prompts import Judgement, JudgingPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """``P`` prompts with ``G`` completions each, ``B = P * G``; those of a prompt are adjacent.
+class Lesson:
+    """Groups of ``G`` completions with their credit, all that a loss reads: tensors and nothing to look at.
 
     Attributes:
-        prompts: The ``P`` prompts.
-        batch: The same prompts as the policy reads them (``policy.PromptBatch``); has ``select(slice)``.
-        completion_ids: ``(B, T)``, padded on the right.
+        batch: The prompts as the policy reads them (``policy.PromptBatch``).
+        completion_ids: ``(B, T)``, padded on the right; the ``G`` of a prompt adjacent.
         completion_mask: ``(B, T)``, True where a token counts.
         group_size: ``G``.
-        texts: The ``B`` completions as text, without end-of-turn tokens.
-        judgements: The ``B`` completions as read.
         rewards: ``(B,)``, the weighted sum.
-        reward_parts: ``(B,)`` for each reward, unweighted; to be logged.
         advantages: ``(B,)``.
         truncated: ``(B,)``, True where a completion was cut off before it ended.
         normalizer: What the loss of the whole step is divided by (``RLVRLoss.normalizer``, over all ranks).
-        tokens: Completion tokens of the whole step; ``None`` where this rollout *is* the step.
+        tokens: Completion tokens of the whole step; ``None`` where this *is* the step.
         sampler_logprobs: ``(B, T)`` as the engine drew them, to see (and correct) where it differs.
         old_logprobs: ``(B, T)`` under the policy that sampled; ``None`` means the policy as it is now.
         ref_logprobs: ``(B, T)`` under the reference policy, if the loss needs it.
-
-    Raises:
-        ValueError: The completions are not ``P`` whole groups.
     """
 
-    prompts: list[JudgingPrompt]
     batch: Any
     completion_ids: Tensor
     completion_mask: Tensor
     group_size: int
-    texts: list[str]
-    judgements: list[Judgement]
     rewards: Tensor
-    reward_parts: dict[str, Tensor]
     advantages: Tensor
     truncated: Tensor
     normalizer: Tensor
@@ -55,17 +44,12 @@ class Rollout:
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        found, groups = len(self.completion_ids), len(self.prompts)
-        if found != groups * self.group_size:
-            raise ValueError(f"{found} completions are not {groups} groups of {self.group_size}")
-
     @property
     def step_tokens(self) -> Tensor:
         """Completion tokens of the whole step, the same in each of its micro-batches."""
         return self.completion_mask.sum() if self.tokens is None else self.tokens
 
-    def micro_batches(self, groups_per_micro_batch: int) -> Iterator[Rollout]:
+    def micro_batches(self, groups_per_micro_batch: int) -> Iterator[Lesson]:
         """Cut between groups, never inside one; columns that only pad are dropped.
 
         Args:
@@ -76,11 +60,12 @@ class Rollout:
         """
         if groups_per_micro_batch < 1:
             raise ValueError(f"groups_per_micro_batch is {groups_per_micro_batch}; it must be 1 or more")
-        for start in range(0, len(self.prompts), groups_per_micro_batch):
-            groups = range(start, min(start + groups_per_micro_batch, len(self.prompts)))
+        count = len(self.completion_ids) // self.group_size
+        for start in range(0, count, groups_per_micro_batch):
+            groups = range(start, min(start + groups_per_micro_batch, count))
             yield self.pick(groups, self.batch.select(slice(groups.start, groups.stop)))
 
-    def pick(self, groups: Sequence[int], batch: Any) -> Rollout:
+    def pick(self, groups: Sequence[int], batch: Any) -> Lesson:
         """Some of the groups, without columns that then only pad.
 
         Args:
@@ -93,18 +78,15 @@ class Rollout:
         def cut(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[rows, :width]
 
-        return replace(
-            self,
-            prompts=[self.prompts[group] for group in groups],
+        return Lesson(
             batch=batch,
             completion_ids=self.completion_ids[rows, :width],
             completion_mask=self.completion_mask[rows, :width],
-            texts=[self.texts[row] for row in rows],
-            judgements=[self.judgements[row] for row in rows],
+            group_size=self.group_size,
             rewards=self.rewards[rows],
-            reward_parts={name: part[rows] for name, part in self.reward_parts.items()},
             advantages=self.advantages[rows],
             truncated=self.truncated[rows],
+            normalizer=self.normalizer,
             tokens=self.step_tokens,
             sampler_logprobs=cut(self.sampler_logprobs),
             old_logprobs=cut(self.old_logprobs),
@@ -115,6 +97,37 @@ class Rollout:
         """Put ``(b, t)`` tensors of successive micro-batches together again: ``(B, T)``, 0 where cut."""
         width = self.completion_ids.shape[1]
         return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+    def to(self, device: torch.device) -> Lesson:
+        """Move all tensors."""
+        tensors = {field.name: vars(self)[field.name] for field in fields(self) if field.name != "batch"}
+        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return replace(self, batch=self.batch.to(device), **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout(Lesson):
+    """What was sampled, and all there is to see of it: ``P`` prompts with ``G`` completions each.
+
+    Attributes:
+        prompts: The ``P`` prompts.
+        texts: The ``B = P * G`` completions as text, without end-of-turn tokens.
+        judgements: The ``B`` completions as read.
+        reward_parts: ``(B,)`` for each reward, unweighted.
+
+    Raises:
+        ValueError: The completions are not ``P`` whole groups.
+    """
+
+    prompts: list[JudgingPrompt]
+    texts: list[str]
+    judgements: list[Judgement]
+    reward_parts: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        found, groups = len(self.completion_ids), len(self.prompts)
+        if found != groups * self.group_size:
+            raise ValueError(f"{found} completions are not {groups} groups of {self.group_size}")
 
 
 def _width(mask: Tensor) -> int:

@@ -56,7 +56,7 @@ def _decode(
     state = _GroupState(prefix, group, sampling.max_length)
     hidden = prefix.hidden[:, None].expand(-1, group, -1)
     for step in range(sampling.max_length):
-        tokens, drawn = _draw(policy.scores(hidden), sampling.temperature, generator)  # (p, G)
+        tokens, drawn = _draw(policy.scores(hidden), sampling, generator)  # (p, G)
         tokens = tokens.masked_fill(done, policy.tokenizer.pad_token_id)
         ids[rows, :, step], logprobs[rows, :, step], mask[rows, :, step] = (
             tokens,
@@ -75,15 +75,30 @@ def _decode(
     return Completions(*(tensor[..., :width].flatten(0, 1) for tensor in (ids, mask, logprobs)))
 
 
-def _draw(scores: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Tokens and their log-probabilities; the most probable ones at temperature 0."""
-    logprobs = (scores.float() / (temperature or 1.0)).log_softmax(-1)
-    if temperature == 0:
+    logprobs = (scores.float() / (sampling.temperature or 1.0)).log_softmax(-1)
+    if sampling.truncated:
+        logprobs = _truncate(logprobs, sampling)
+    if sampling.temperature == 0:
         tokens = logprobs.argmax(-1)
     else:
         noise = torch.empty_like(logprobs).exponential_(generator=generator)
         tokens = (logprobs.exp() / noise).argmax(-1)  # the Gumbel trick
     return tokens, logprobs.gather(-1, tokens[..., None])[..., 0]
+
+
+def _truncate(logprobs: Tensor, sampling: Sampling) -> Tensor:
+    """What top-k, then top-p leave of a distribution, again with sum 1."""
+    if 0 < sampling.top_k < logprobs.shape[-1]:
+        least = logprobs.topk(sampling.top_k).values[..., -1:]
+        logprobs = logprobs.masked_fill(logprobs < least, -torch.inf).log_softmax(-1)
+    if sampling.top_p < 1:
+        ranked, tokens = logprobs.sort(dim=-1, descending=True)
+        before = ranked.exp().cumsum(-1) - ranked.exp()  # of the more probable tokens
+        dropped = (before >= sampling.top_p).scatter(-1, tokens, before >= sampling.top_p)
+        logprobs = logprobs.masked_fill(dropped, -torch.inf).log_softmax(-1)
+    return logprobs
 
 
 class _GroupState:

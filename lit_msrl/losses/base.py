@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_msrl import functional as F
-from lit_msrl.rollout import Rollout
+from lit_msrl.rollout import Lesson
 
 
 class LossOutput(NamedTuple):
@@ -35,13 +35,18 @@ class RLVRLoss(Callback, ABC):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether ``rollout.ref_logprobs`` must be there."""
+        """Whether ``lesson.ref_logprobs`` must be there."""
         return False
 
     @property
     def needs_all_groups(self) -> bool:
         """Whether a group in which no completion has an advantage has a gradient; if not it is skipped."""
         return True
+
+    @property
+    def corrects_sampler(self) -> bool:
+        """Whether completions are weighed by ``lesson.sampler_logprobs``."""
+        return False
 
     def advantages(self, rewards: Tensor, group_size: int) -> Tensor:
         """Credit per completion.
@@ -80,23 +85,17 @@ class RLVRLoss(Callback, ABC):
         return F.normalizer(mask, "token", max_length)
 
     @abstractmethod
-    def __call__(self, logprobs: Tensor, rollout: Rollout, entropy: Tensor | None = None) -> LossOutput:
+    def __call__(self, logprobs: Tensor, lesson: Lesson, entropy: Tensor | None = None) -> LossOutput:
         """The loss of a micro-batch.
 
         Args:
             logprobs: ``(b, T)`` of the completion tokens under the policy, with gradient.
-            rollout: The micro-batch, one of ``Rollout.micro_batches``.
+            lesson: The micro-batch, one of ``Lesson.micro_batches``.
             entropy: ``(b, T)`` of the distributions the tokens were drawn from, with gradient.
         """
 
     def adapt(self, metrics: Mapping[str, Tensor]) -> None:
-        """Take note of what the step that has just ended logged; what changes belongs in ``state_dict``."""
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Adapt."""
-        self.adapt(trainer.callback_metrics)
+        """Take note of the metrics of the step just taken; what changes belongs in ``state_dict``."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to run as a callback that nobody calls.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_msrl import functional as F
 from lit_msrl.losses.base import LossOutput, RLVRLoss
-from lit_msrl.rollout import Rollout
+from lit_msrl.rollout import Lesson
 
 KLS = {"k1": F.k1_kl, "k2": F.k2_kl, "k3": F.k3_kl}
 
@@ -65,6 +65,11 @@ class PolicyGradientLoss(RLVRLoss):
         """Whether there is a term without an advantage."""
         return self.kl_coef != 0 or self.entropy_coef != 0
 
+    @property
+    def corrects_sampler(self) -> bool:
+        """Whether there is a correction."""
+        return self.correction is not None
+
     def advantages(self, rewards: Tensor, group_size: int) -> Tensor:
         """Reward less the group's mean, scaled as configured; ``(B,) -> (B,)``."""
         return F.group_advantages(rewards, group_size, scale=self.scale)
@@ -96,30 +101,30 @@ class PolicyGradientLoss(RLVRLoss):
             ``(b, T)`` losses, and by log key ``(b, T)`` of which the token mean is logged.
         """
 
-    def __call__(self, logprobs: Tensor, rollout: Rollout, entropy: Tensor | None = None) -> LossOutput:
+    def __call__(self, logprobs: Tensor, lesson: Lesson, entropy: Tensor | None = None) -> LossOutput:
         """The loss of a micro-batch; see ``RLVRLoss``."""
-        mask = rollout.completion_mask
-        old = logprobs.detach() if rollout.old_logprobs is None else rollout.old_logprobs
+        mask = lesson.completion_mask
+        old = logprobs.detach() if lesson.old_logprobs is None else lesson.old_logprobs
         ratio = self.ratio((logprobs - old).masked_fill(~mask, 0), mask)
-        per_token, watched = self.surrogate(logprobs, ratio, rollout.advantages[:, None])
+        per_token, watched = self.surrogate(logprobs, ratio, lesson.advantages[:, None])
         watched["rlvr/ratio_mean"] = ratio
-        if rollout.sampler_logprobs is not None:
-            drift = (old - rollout.sampler_logprobs).masked_fill(~mask, 0).exp()
+        if lesson.sampler_logprobs is not None:
+            drift = (old - lesson.sampler_logprobs).masked_fill(~mask, 0).exp()
             watched |= {"sampler/weight": drift, "sampler/weight_square": drift.square()}
-            watched["sampler/kl"] = F.k3_kl(rollout.sampler_logprobs, old)
+            watched["sampler/kl"] = F.k3_kl(lesson.sampler_logprobs, old)
         if self.correction is not None:
             drift = _needed(watched.get("sampler/weight"), "correction", "sampler_logprobs")
             per_token = per_token * F.correction_weights(drift, mask, self.correction, self.correction_cap)
         if self.kl_coef:
-            kl = KLS[self.kl](logprobs, _needed(rollout.ref_logprobs, "kl_coef", "ref_logprobs"))
+            kl = KLS[self.kl](logprobs, _needed(lesson.ref_logprobs, "kl_coef", "ref_logprobs"))
             per_token = per_token + self.kl_coef * kl
             watched["rlvr/kl"] = kl
         if self.entropy_coef:
             per_token = per_token - self.entropy_coef * _needed(entropy, "entropy_coef", "entropy")
-        counted = self.counted(mask, rollout.truncated)
-        loss = F.aggregate(per_token, counted, self.aggregate, normalizer=rollout.normalizer)
+        counted = self.counted(mask, lesson.truncated)
+        loss = F.aggregate(per_token, counted, self.aggregate, normalizer=lesson.normalizer)
         metrics = {
-            key: F.aggregate(value.detach(), mask, "token", normalizer=rollout.step_tokens)
+            key: F.aggregate(value.detach(), mask, "token", normalizer=lesson.step_tokens)
             for key, value in watched.items()
         }
         return LossOutput(loss, metrics)

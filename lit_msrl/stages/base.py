@@ -72,10 +72,12 @@ class StageModule(L.LightningModule):
 
     def sample(self, prompts: Sequence[JudgingPrompt], sampling: Sampling, *, salt: int = 0) -> Completions:
         """Completions, a function of weights, prompts, seed and step alone: a resumed run repeats them."""
-        seed = hash((self.seed, self.trainer.global_step, self.trainer.global_rank, salt)) % 2**62
-        return self.engine.generate(
-            self.policy, prompts, self.policy.encode(prompts), sampling=sampling, seed=seed
-        )
+        batch, seed = self.policy.encode(prompts), self.sampling_seed(salt)
+        return self.engine.generate(self.policy, prompts, batch, sampling=sampling, seed=seed)
+
+    def sampling_seed(self, salt: int = 0) -> int:
+        """A seed of its own for every step, rank and salt."""
+        return hash((self.seed, self.trainer.global_step, self.trainer.global_rank, salt)) % 2**62
 
     def read(self, completions: Completions, prompts: Sequence[JudgingPrompt]) -> list[Judgement]:
         """Completions, one per prompt, parsed."""

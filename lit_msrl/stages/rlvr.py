@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -16,17 +18,21 @@ from lit_msrl import functional as F
 from lit_msrl.backbones import Part
 from lit_msrl.engines import RolloutEngine, Sampling
 from lit_msrl.losses.base import RLVRLoss
-from lit_msrl.policy import GenerativeRMPolicy, PromptBatch
+from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import JudgingPrompt, Style, View, render
 from lit_msrl.rewards import RewardSum
-from lit_msrl.rollout import Rollout
+from lit_msrl.rollout import Lesson, Rollout
 from lit_msrl.stages.base import StageModule
+from lit_msrl.stages.lessons import Pool
 from lit_msrl.stages.watch import gradient_norms, peak_memory, rollout_means, step_means, task_means
 from lit_msrl.types import PreferenceExample
 
 
 class RLVRModule(StageModule):
     """Sample, score, credit, descend: one batch of prompts is one rollout is one optimizer step.
+
+    With ``max_rounds`` above 1 a step may take several batches, until as many groups teach something as one
+    batch holds (DAPO's dynamic sampling, arXiv:2503.14476); groups beyond that open the next step.
 
     Args:
         policy: The judge.
@@ -39,6 +45,9 @@ class RLVRModule(StageModule):
         overlong_buffer: Over the last so many tokens before ``max_completion`` the reward falls by up to 1
             (DAPO's soft overlong punishment); 0 for none.
         temperature: Of sampling (paper: 1).
+        top_p: Sample among the most probable tokens that together have this probability; 1 for all.
+        top_k: Sample among so many most probable tokens; 0 for all.
+        max_rounds: Batches sampled for a step at most, if groups that teach nothing are to be replaced.
         micro_batch_size: Prompts per forward and backward; changes memory, not the gradient.
         num_iterations: Optimizer steps per rollout, ``mu``.
         max_grad_norm: The gradient is scaled down to this norm.
@@ -49,6 +58,9 @@ class RLVRModule(StageModule):
         engine: What samples completions.
         max_completion: Longest completion in tokens (public scripts: 1024).
         seed: Seed of all sampling.
+
+    Raises:
+        ValueError: Options that do not go together.
     """
 
     def __init__(
@@ -63,6 +75,9 @@ class RLVRModule(StageModule):
         both_orders: bool = False,
         overlong_buffer: int = 0,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_rounds: int = 1,
         micro_batch_size: int = 8,
         num_iterations: int = 1,
         max_grad_norm: float = 1.0,
@@ -89,11 +104,20 @@ class RLVRModule(StageModule):
         self.automatic_optimization = False
         self.loss = loss
         self.reward = reward or RewardSum()
-        self.sampling = Sampling(group_size, max_completion, temperature)
+        self.sampling = Sampling(group_size, max_completion, temperature, top_p, top_k)
+        self.pool = Pool(loss, max_completion, max_rounds)
         self.both_orders, self.overlong_buffer = both_orders, overlong_buffer
         self.micro_batch_size, self.num_iterations = micro_batch_size, num_iterations
         self.max_grad_norm = max_grad_norm
         self.reference: list[GenerativeRMPolicy] = []  # in a list, so that it is no part of the checkpoint
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.loss.corrects_sampler and self.sampling.truncated:
+            raise ValueError(
+                "model.loss.correction cannot be combined with model.top_p below 1 or model.top_k: what they "
+                "cut off is never drawn, so no weight makes up for it; use top_p 1 and top_k 0"
+            )
 
     def configure_callbacks(self) -> list[Callback]:
         """The loss lives through the run as a callback."""
@@ -105,40 +129,46 @@ class RLVRModule(StageModule):
             self.reference = [copy.deepcopy(self.policy).requires_grad_(False)]
 
     def training_step(self, batch: list[PreferenceExample], batch_idx: int) -> None:
-        """One step of the algorithm."""
+        """One step of the algorithm; with ``max_rounds`` one round of sampling, and a step when it is due."""
         start = time.perf_counter()
         rollout = self.rollout(batch)
         sampled = time.perf_counter()
+        self.watch(rollout, sampled - start)
         lessons = self.lessons(rollout)
+        if lessons:
+            metrics = self.learn(lessons)
+            self.loss.adapt(metrics)
+            seconds = time.perf_counter() - sampled
+            tokens = self.num_iterations * lessons[0].step_tokens
+            speed = {"time/learn": seconds, "tokens_per_second/learn": tokens / seconds}
+            self.log_dict(metrics | speed | {"memory/peak_gib": peak_memory(self.device)})
+
+    def learn(self, lessons: list[Lesson]) -> dict[str, Tensor]:
+        """``num_iterations`` optimizer steps; returns the last one's metrics and gradient norms."""
+        metrics: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
+        parts = [part for lesson in lessons for part in lesson.micro_batches(self.micro_batch_size)]
         for _ in range(self.num_iterations):
-            metrics: dict[str, Tensor] = {}
-            for group_batch in lessons.micro_batches(self.micro_batch_size):
-                logprobs, entropy = self.logprobs(group_batch)
-                loss, parts = self.loss(logprobs, group_batch, entropy)
-                self.manual_backward(
-                    self._reaching_all(loss, group_batch) * self.trainer.world_size
-                )  # ranks are averaged
-                mean_entropy = entropy.detach().sum() / group_batch.step_tokens
-                parts |= {"rlvr/loss": loss.detach(), "rlvr/entropy": mean_entropy}
-                metrics = {key: metrics.get(key, 0.0) + value for key, value in parts.items()}
+            metrics = {}
+            for part in parts:
+                logprobs, entropy = self.logprobs(part)
+                loss, watched = self.loss(logprobs, part, entropy)
+                # the world size, because gradients are averaged over ranks
+                self.manual_backward(self._reaching_all(loss, part) * self.trainer.world_size)
+                watched["rlvr/loss"] = loss.detach()
+                watched["rlvr/entropy"] = F.aggregate(
+                    entropy.detach(), part.completion_mask, "token", normalizer=part.step_tokens
+                )
+                metrics = {key: metrics.get(key, 0.0) + value for key, value in watched.items()}
             norms = self.descend()
-        learned = time.perf_counter()
-        self.watch(rollout, metrics, norms)
-        self.log_dict(
-            {
-                "time/sample": sampled - start,
-                "time/learn": learned - sampled,
-                "tokens_per_second/sample": rollout.step_tokens / (sampled - start),
-                "tokens_per_second/learn": self.num_iterations * lessons.step_tokens / (learned - sampled),
-            }
-        )
+        return step_means(metrics, self._over_ranks) | norms
 
     @torch.no_grad()
     def rollout(self, examples: list[PreferenceExample]) -> Rollout:
         """Sample a group per prompt, score it, give credit."""
         prompts = self.show_both(examples) if self.both_orders else self.show(examples)
         batch = self.policy.encode(prompts)
-        seed = hash((self.seed, self.trainer.global_step, self.trainer.global_rank)) % 2**62
+        seed = self.sampling_seed(salt=self.pool.rounds)
         completions = self.engine.generate(self.policy, prompts, batch, sampling=self.sampling, seed=seed)
         texts = self.policy.decode(completions.ids, completions.mask)
         judgements = self.reward.read(texts, prompts)
@@ -183,36 +213,25 @@ class RLVRModule(StageModule):
         return advantages.view(-1, len(rewards))[self.global_rank]
 
     @torch.no_grad()
-    def lessons(self, rollout: Rollout) -> Rollout:
-        """What is learned from: not the groups without any advantage, if to the loss they mean nothing.
+    def lessons(self, rollout: Rollout) -> list[Lesson]:
+        """What is learned from now, compared with what it has to be; empty if more is to be sampled first."""
+        old_logprobs, rounds = partial(self._logprobs_under, self.policy), self.pool.rounds + 1
+        lessons = self.pool.lessons(rollout, self.trainer, old_logprobs)
+        if lessons and self.pool.max_rounds > 1:
+            self.log_dict({"rollout/rounds": float(rounds), "rollout/carried": float(self.pool.groups)})
+        return [self._compared(lesson) for lesson in lessons]
 
-        Every rank keeps as many groups as the one with the most to learn, and at least one, so that all go
-        through the same number of micro-batches.
-        """
-        if not self.loss.needs_all_groups:
-            idle = (rollout.advantages.view(-1, rollout.group_size) == 0).all(dim=1)  # (P,)
-            kept = int(self.trainer.strategy.reduce((~idle).sum(), reduce_op="max"))
-            if kept < len(idle):
-                groups = idle.int().argsort(stable=True)[: max(kept, 1)].sort().values.tolist()
-                rollout = rollout.pick(groups, _pick(rollout.batch, groups))
-                rollout = replace(rollout, tokens=self._over_ranks(rollout.completion_mask.sum().float()))
-        return self._with_logprobs(rollout)
-
-    def logprobs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    def logprobs(self, lesson: Lesson, policy: GenerativeRMPolicy | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of the completions under the policy, ``(b, T)`` each."""
-        return self.policy.logprobs(
-            rollout.batch,
-            rollout.completion_ids,
-            rollout.completion_mask,
-            temperature=self.sampling.temperature,
-        )
+        ids, mask, temperature = lesson.completion_ids, lesson.completion_mask, self.sampling.temperature
+        return (policy or self.policy).logprobs(lesson.batch, ids, mask, temperature=temperature)
 
-    def _reaching_all(self, loss: Tensor, rollout: Rollout) -> Tensor:
+    def _reaching_all(self, loss: Tensor, lesson: Lesson) -> Tensor:
         """The loss, made to reach the vision parameters that a micro-batch without pictures leaves out.
 
         So every backward is one on every rank, whatever its micro-batch holds.
         """
-        if rollout.batch.media:
+        if lesson.batch.media:
             return loss
         left_out = [
             p for part in ("projector", "vision") for _, p in self.policy.parts()[part] if p.requires_grad
@@ -232,45 +251,44 @@ class RLVRModule(StageModule):
         scheduler.step()
         return norms
 
-    def watch(self, rollout: Rollout, metrics: dict[str, Tensor], norms: dict[str, Tensor]) -> None:
-        """Log what a person follows."""
-        alike = step_means(metrics, self._over_ranks) | task_means(rollout, self._over_ranks) | norms
-        self.log_dict(alike | {"memory/peak_gib": peak_memory(self.device)})
+    def watch(self, rollout: Rollout, seconds: float) -> None:
+        """Log what a person follows of the sampling."""
         means = rollout_means(rollout)
         self.log_dict(means, batch_size=len(rollout.prompts), sync_dist=True)
         self.log("accuracy", means["reward/accuracy"], prog_bar=True, logger=False, sync_dist=True)
+        speed = {"time/sample": seconds, "tokens_per_second/sample": rollout.step_tokens / seconds}
+        self.log_dict(task_means(rollout, self._over_ranks) | speed)
         self.last_rollout = rollout
 
     def _over_ranks(self, tensor: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
 
-    def _with_logprobs(self, rollout: Rollout) -> Rollout:
+    # ---- log-probabilities to compare with -----------------------------------------------------------------
+
+    def _compared(self, lesson: Lesson) -> Lesson:
         """Add old and reference log-probabilities where the algorithm needs them."""
-        if self.num_iterations > 1:
-            old = [self.logprobs(part)[0] for part in rollout.micro_batches(self.micro_batch_size)]
-            rollout = replace(rollout, old_logprobs=rollout.join(old))
-        if self.loss.needs_reference:
-            rollout = replace(rollout, ref_logprobs=rollout.join(self._reference_logprobs(rollout)))
-        return rollout
-
-    def _reference_logprobs(self, rollout: Rollout) -> list[Tensor]:
-        parts = rollout.micro_batches(self.micro_batch_size)
-        if self.policy.adapted:
+        if self.num_iterations > 1 and lesson.old_logprobs is None:
+            lesson = replace(lesson, old_logprobs=self._logprobs_under(self.policy, lesson))
+        if self.loss.needs_reference and self.policy.adapted:
             with self.policy.adapters_off():
-                return [self.logprobs(part)[0] for part in parts]
-        reference, temperature = self.reference[0].to(self.device), self.sampling.temperature
-        return [
-            reference.logprobs(p.batch, p.completion_ids, p.completion_mask, temperature=temperature)[0]
-            for p in parts
-        ]
+                lesson = replace(lesson, ref_logprobs=self._logprobs_under(self.policy, lesson))
+        elif self.loss.needs_reference:
+            reference = self.reference[0].to(self.device)
+            lesson = replace(lesson, ref_logprobs=self._logprobs_under(reference, lesson))
+        return lesson
 
+    def _logprobs_under(self, policy: GenerativeRMPolicy, lesson: Lesson) -> Tensor:
+        parts = lesson.micro_batches(self.micro_batch_size)
+        return lesson.join([self.logprobs(part, policy)[0] for part in parts])
 
-def _pick(batch: PromptBatch, rows: list[int]) -> PromptBatch:
-    """Some of the prompts."""
-    media = {
-        name: torch.cat([tensor.split(batch.media_rows[name])[row] for row in rows])
-        for name, tensor in batch.media.items()
-    }
-    counts = {name: [each[row] for row in rows] for name, each in batch.media_rows.items()}
-    whole = PromptBatch(batch.input_ids[rows], batch.attention_mask[rows], media, counts)
-    return whole.select(slice(None))  # without padding and media that none of them needs
+    # ---- checkpoints ---------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the groups that wait for a step, of all ranks."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pool"] = self.pool.state_dict(self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Bring them back."""
+        super().on_load_checkpoint(checkpoint)
+        self.pool.load_state_dict(checkpoint.get("pool", []), self.trainer)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lit_msrl import functional as F
 from lit_msrl.losses import GRPOLoss, LossOutput, RLVRLoss
-from lit_msrl.rollout import Rollout
+from lit_msrl.rollout import Lesson
 from tests.losses.made import make
 
 
@@ -134,7 +134,7 @@ class TestInvariants:
 
         parts, start = [], 0
         for part in whole.micro_batches(groups):
-            rows = slice(start, start + len(part.texts))
+            rows = slice(start, start + len(part.rewards))
             parts.append(loss(self.logprobs(rows, part.completion_ids.shape[1]), part))
             start = rows.stop
         total = torch.stack([part.loss for part in parts]).sum()
@@ -158,11 +158,10 @@ class TestInvariants:
 class Reinforce(RLVRLoss):
     """The least a new loss has to say."""
 
-    def __call__(self, logprobs: Tensor, rollout: Rollout, entropy: Tensor | None = None) -> LossOutput:
-        per_token = -rollout.advantages[:, None] * logprobs
-        return LossOutput(
-            F.aggregate(per_token, rollout.completion_mask, "token", normalizer=rollout.normalizer), {}
-        )
+    def __call__(self, logprobs: Tensor, lesson: Lesson, entropy: Tensor | None = None) -> LossOutput:
+        per_token = -lesson.advantages[:, None] * logprobs
+        loss = F.aggregate(per_token, lesson.completion_mask, "token", normalizer=lesson.normalizer)
+        return LossOutput(loss, {})
 
 
 def test_a_new_loss_is_one_method() -> None:

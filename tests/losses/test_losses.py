@@ -299,7 +299,7 @@ class TestInvariants:
         expected = loss(logprobs, whole, entropy)
         parts, start = [], 0
         for part in whole.micro_batches(groups):
-            rows = slice(start, start + len(part.texts))
+            rows = slice(start, start + len(part.rewards))
             logprobs, entropy = self.score(rows, part.completion_ids.shape[1])
             parts.append(loss(logprobs, part, entropy))
             start = rows.stop

@@ -17,7 +17,7 @@ from lit_msrl import losses
 from lit_msrl.losses import GRPOLoss, PolicyGradientLoss
 from lit_msrl.prompts import JudgingPrompt
 from lit_msrl.rewards import ConsistencyReward, RewardSum
-from lit_msrl.rollout import Rollout
+from lit_msrl.rollout import Lesson, Rollout
 from lit_msrl.stages import RLVRModule
 from tests.conftest import tiny_internvl
 from tests.fakes import ScriptedEngine
@@ -45,9 +45,10 @@ def script(prompt: JudgingPrompt) -> list[tuple[str, float]]:
 class Watched(Stage):
     """Remembers what it sampled and what it learned from."""
 
-    def lessons(self, rollout: Rollout) -> Rollout:
-        self.sampled, self.learned = rollout, super().lessons(rollout)
-        return self.learned
+    def lessons(self, rollout: Rollout) -> list[Lesson]:
+        self.sampled, lessons = rollout, super().lessons(rollout)
+        (self.learned,) = lessons
+        return lessons
 
 
 class NeedsAll(GRPOLoss):
@@ -85,21 +86,20 @@ class TestGroupsThatTeachNothing:
         skipping = scripted(tmp_path, num_iterations=num_iterations)
         agreeing = (skipping.sampled.advantages.view(8, 4) == 0).all(1)
         assert 0 < agreeing.sum() < 8
-        assert len(skipping.learned.prompts) == 8 - agreeing.sum()
         assert skipping.learned.step_tokens < skipping.sampled.step_tokens
-        kept = [p for p, idle in zip(skipping.sampled.prompts, agreeing, strict=True) if not idle]
-        assert skipping.learned.prompts == kept
+        kept = skipping.sampled.completion_ids[~agreeing.repeat_interleave(4)]
+        assert skipping.learned.completion_ids.equal(kept)
         taking_all = scripted(tmp_path, num_iterations=num_iterations, loss=NeedsAll())
-        assert taking_all.learned is taking_all.sampled or num_iterations > 1
+        assert taking_all.learned.completion_ids.equal(taking_all.sampled.completion_ids)
         assert_same_weights(taking_all, skipping)
 
     @pytest.mark.parametrize("options", [{"kl_coef": 0.1}, {"entropy_coef": 0.1}])
     def test_are_kept_where_there_is_more_than_the_advantage(self, tmp_path, options) -> None:
-        assert len(scripted(tmp_path, loss=GRPOLoss(**options)).learned.prompts) == 8
+        assert len(scripted(tmp_path, loss=GRPOLoss(**options)).learned.rewards) == 8 * 4
 
     def test_one_is_kept_where_all_agree(self, tmp_path) -> None:
         stage = scripted(tmp_path, reward=RewardSum(accuracy=0, format=0, task=0))
-        assert len(stage.learned.prompts) == 1
+        assert len(stage.learned.rewards) == 4
         untouched = tiny_internvl(seed=1)
         for (name, found), (_, before) in zip(
             stage.policy.named_parameters(), untouched.named_parameters(), strict=True
