@@ -14,24 +14,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.testing import assert_close
 
 from lit_msrl import losses
-from lit_msrl.losses import GRPOLoss, PolicyGradientLoss
+from lit_msrl.losses import GRPOLoss
 from lit_msrl.prompts import JudgingPrompt
 from lit_msrl.rewards import ConsistencyReward, RewardSum
 from lit_msrl.rollout import Lesson, Rollout
 from lit_msrl.stages import RLVRModule
 from tests.conftest import tiny_internvl
 from tests.fakes import ScriptedEngine
-from tests.stages.test_rlvr import Stage, Uneven, data, module, step, trainer
-
-LOSSES = [
-    losses.DrGRPOLoss,
-    losses.DAPOLoss,
-    losses.GSPOLoss,
-    losses.CISPOLoss,
-    losses.SAPOLoss,
-    losses.RLOOLoss,
-    losses.ReinforcePlusPlusLoss,
-]
+from tests.stages.test_rlvr import Stage, Uneven, data, module, trainer
 
 
 def script(prompt: JudgingPrompt) -> list[tuple[str, float]]:
@@ -105,18 +95,6 @@ class TestGroupsThatTeachNothing:
             stage.policy.named_parameters(), untouched.named_parameters(), strict=True
         ):
             assert found.equal(before), name
-
-
-@pytest.mark.parametrize("kind", LOSSES)
-def test_micro_batches_change_nothing(tmp_path, kind: type[PolicyGradientLoss]) -> None:
-    """With several iterations, unequal lengths and all terms."""
-    options = {"reward": Uneven(), "num_iterations": 2}
-    terms = {"kl_coef": 0.1, "entropy_coef": 0.01, "correction": "token_truncate"}
-    whole = step(tmp_path, loss=kind(**terms), micro_batch_size=4, **options)
-    parts = step(tmp_path, loss=kind(**terms), micro_batch_size=1, **options)
-    for name, moved in whole.items():
-        assert_close(parts[name], moved, atol=1e-5, rtol=0)
-    assert max(moved.abs().max() for moved in whole.values()) > 1e-3
 
 
 def test_an_adaptive_kl_coefficient_survives_an_interruption(tmp_path) -> None:
@@ -226,26 +204,29 @@ class Logged(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [losses.ReinforcePlusPlusLoss, losses.DAPOLoss])
-def test_two_ranks_are_one(tmp_path, loss: type[PolicyGradientLoss]) -> None:
-    """The same weights and numbers, though ranks differ in tasks and in how many groups teach something."""
+def test_two_ranks_are_one(tmp_path) -> None:
+    """The same weights and numbers, though ranks differ in tasks and in how many groups teach something.
+
+    What exceeds a step waits on different ranks then, and the second step begins with it.
+    """
 
     def run(ranks: int) -> tuple[Stage, dict[str, float]]:
         stage = Stage(
             tiny_internvl(seed=1),
             {"language": 0.1, "projector": 0.1, "vision": 0.1},
             partial(torch.optim.SGD, lr=0.1),
-            loss(),
+            losses.DAPOLoss(),
             engine=ScriptedEngine(script),
             group_size=4,
             micro_batch_size=1,
             max_completion=32,
             style="compact",
             num_iterations=2,
+            max_rounds=3,
         )
         path = tmp_path / f"{ranks}.pt"
         strategy = "ddp_spawn" if ranks > 1 else "auto"
-        run = trainer(tmp_path, strategy=strategy, devices=ranks, callbacks=[Logged(path)], max_steps=2)
+        run = trainer(tmp_path, strategy=strategy, devices=ranks, callbacks=[Logged(path)], max_steps=4)
         run.fit(stage, data(6 // ranks))
         return stage, torch.load(path)
 
