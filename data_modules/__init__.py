@@ -6,6 +6,7 @@ Importing the classes here is what lets the command line find them by their shor
 from data_modules.base import PreferenceDataModule
 from data_modules.caption import CaptionPreferenceDataModule
 from data_modules.multimodal import MultimodalPreferenceDataModule
+from data_modules.pass_rates import PassRateFilter
 from data_modules.sources import Rows, Source
 from data_modules.text import TextPreferenceDataModule
 from data_modules.world import World
@@ -13,6 +14,7 @@ from data_modules.world import World
 __all__ = [
     "CaptionPreferenceDataModule",
     "MultimodalPreferenceDataModule",
+    "PassRateFilter",
     "PreferenceDataModule",
     "Rows",
     "Source",

@@ -12,6 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from jsonargparse import _typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -31,6 +32,22 @@ EXPECTED = (
     subprocess.CalledProcessError,
     UnpicklingError,
 )
+_discard = _typehints.discard_init_args_on_class_path_change
+
+
+def _discard_all_of_a_loss(parser_or_action: Any, before: Any, now: Any) -> None:
+    """Let a loss that replaces another one start from its own defaults.
+
+    jsonargparse keeps what the class before had, defaults included, wherever the new class has an option of
+    that name: GSPO would clip as GRPO does. It has no setting for this; `test_configs` sees if it changes.
+    """
+    if before and before["class_path"] != now["class_path"] and "lit_msrl.losses." in before["class_path"]:
+        for name in list(before["init_args"].keys() if "init_args" in before else ()):
+            before["init_args"].pop(name)
+    _discard(parser_or_action, before, now)
+
+
+_typehints.discard_init_args_on_class_path_change = _discard_all_of_a_loss
 
 
 class MSRLCLI(LightningCLI):

@@ -59,6 +59,38 @@ def judge(
     return records
 
 
+@torch.no_grad()
+def pass_rates(
+    policy: GenerativeRMPolicy,
+    engine: RolloutEngine,
+    examples: Sequence[PreferenceExample],
+    *,
+    view: View,
+    style: Style,
+    sampling: Sampling,
+    seed: int,
+) -> list[float]:
+    """How often the judge is right about each example, shown as in training.
+
+    Args:
+        policy: The judge.
+        engine: What samples.
+        examples: With decoded media and a winner.
+        view: Evidence as captions or pixels.
+        style: Prompt wording.
+        sampling: How many judgements per example, and how they are drawn.
+        seed: Seed of the draw.
+
+    Returns:
+        For each example the share of right verdicts; one that cannot be read is wrong.
+    """
+    prompts = [render(example, view=view, style=style) for example in examples]
+    drawn = engine.generate(policy, prompts, policy.encode(prompts), sampling=sampling, seed=seed)
+    texts = iter(policy.decode(drawn.ids, drawn.mask))
+    verdicts = [[parse(next(texts), p.tags).answer for _ in range(sampling.group_size)] for p in prompts]
+    return [each.count(p.label) / len(each) for each, p in zip(verdicts, prompts, strict=True)]
+
+
 def load_weights(policy: GenerativeRMPolicy, checkpoint: Path) -> str:
     """Load the policy of a stage's checkpoint; returns the stage's name.
 

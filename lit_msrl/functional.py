@@ -191,8 +191,8 @@ def correction_weights(
     """Truncated importance weights for completions that another sampler drew.
 
     Truncation: https://fengyao.notion.site/off-policy-rl; masking and the sequence level:
-    https://richardli.xyz/rl-collapse. Right only if the sampler drew from its whole distribution, so
-    ``Sampling`` has neither top-p nor top-k.
+    https://richardli.xyz/rl-collapse. Right only if the sampler drew from its whole distribution: together
+    with top-p or top-k it is refused.
 
     Args:
         ratio: ``(B, T)``, probability under the policy as it was while sampling over that under the sampler.

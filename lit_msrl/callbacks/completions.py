@@ -34,20 +34,21 @@ class CompletionTable(L.Callback):
 
 
 def table(rollout: Rollout, group: int = 0) -> str:
-    """One group as a Markdown table: what was asked, then reward, advantage and text of each completion."""
-    prompt = rollout.prompts[group]
+    """One group as a Markdown table: what was asked; each completion's rewards, advantage and text."""
+    prompt, parts = rollout.prompts[group], rollout.reward_parts
+    columns = ["reward", *parts, "advantage", "completion"]
     lines = [
         f"`{_cell(prompt.text)}`",
         "",
         f"label **{prompt.label}**",
         "",
-        "| reward | advantage | completion |",
-        "|--|--|--|",
+        f"| {' | '.join(columns)} |",
+        "|--" * len(columns) + "|",
     ]
     for i in range(group * rollout.group_size, (group + 1) * rollout.group_size):
-        lines.append(
-            f"| {rollout.rewards[i]:.2f} | {rollout.advantages[i]:+.2f} | {_cell(rollout.texts[i])} |"
-        )
+        earned = [f"{reward[i]:.2f}" for reward in (rollout.rewards, *parts.values())]
+        cells = [*earned, f"{rollout.advantages[i]:+.2f}", _cell(rollout.texts[i])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -12,7 +12,9 @@ from lit_msrl.losses.policy_gradient import PolicyGradientLoss
 
 @dataclass(eq=False, kw_only=True)
 class CISPOLoss(PolicyGradientLoss):
-    """CISPO (MiniMax-M1, arXiv:2506.13585): ``-sg(min(ratio, 1 + clip_range_high)) A log p`` per token.
+    """CISPO (MiniMax-M1): ``-sg(min(ratio, 1 + clip_range_high)) A log p`` per token.
+
+    Paper: https://arxiv.org/abs/2506.13585.
 
     It clips the weight and not the update: every token keeps a gradient.
 

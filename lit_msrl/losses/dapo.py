@@ -10,10 +10,12 @@ from lit_msrl.losses.grpo import GRPOLoss
 
 @dataclass(eq=False, kw_only=True)
 class DAPOLoss(GRPOLoss):
-    """DAPO (arXiv:2503.14476): GRPO that clips higher and weighs every token of the step the same.
+    """DAPO: GRPO that clips higher and weighs every token of the step the same.
+
+    Paper: https://arxiv.org/abs/2503.14476.
 
     Its soft overlong punishment is ``model.overlong_buffer``, its overlong filtering ``mask_truncated``.
-    Groups that teach nothing are left out of the backward, as with every loss; no others are drawn instead.
+    Its dynamic sampling is ``model.max_rounds``, as with every loss.
     """
 
     clip_range_high: float | None = 0.28

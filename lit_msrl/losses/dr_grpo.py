@@ -10,7 +10,9 @@ from lit_msrl.losses.grpo import GRPOLoss
 
 @dataclass(eq=False, kw_only=True)
 class DrGRPOLoss(GRPOLoss):
-    """Dr. GRPO (arXiv:2503.20783): GRPO that divides neither by a deviation nor by a completion's length.
+    """Dr. GRPO: GRPO that divides neither by a deviation nor by a completion's length.
+
+    Paper: https://arxiv.org/abs/2503.20783.
 
     The loss of a step is divided by completions times ``max_completion``.
     """

@@ -12,7 +12,9 @@ from lit_msrl.losses.policy_gradient import PolicyGradientLoss
 
 @dataclass(eq=False)
 class GRPOLoss(PolicyGradientLoss):
-    """GRPO (arXiv:2402.03300): ``-min(ratio A, clip(ratio) A)`` per token.
+    """GRPO: ``-min(ratio A, clip(ratio) A)`` per token.
+
+    Paper: https://arxiv.org/abs/2402.03300.
 
     On-policy its gradient is that of REINFORCE with the group's mean as baseline.
 

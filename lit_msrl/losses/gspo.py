@@ -12,7 +12,9 @@ from lit_msrl.losses.grpo import GRPOLoss
 
 @dataclass(eq=False, kw_only=True)
 class GSPOLoss(GRPOLoss):
-    """GSPO (arXiv:2507.18071): GRPO whose ratio is the completion's, normalised by its length.
+    """GSPO: GRPO whose ratio is the completion's, normalised by its length.
+
+    Paper: https://arxiv.org/abs/2507.18071.
 
     The clip ranges are the paper's; they are small because the ratio is a geometric mean over tokens.
     """

@@ -12,7 +12,9 @@ from lit_msrl.losses.grpo import GRPOLoss
 
 @dataclass(eq=False, kw_only=True)
 class ReinforcePlusPlusLoss(GRPOLoss):
-    """REINFORCE++ (arXiv:2501.03262): advantages are normalised over the whole step, on all ranks.
+    """REINFORCE++: advantages are normalised over the whole step, on all ranks.
+
+    Paper: https://arxiv.org/abs/2501.03262.
 
     The KL is in the loss; the paper has it in the reward, except with the group's baseline.
 

@@ -12,7 +12,9 @@ from lit_msrl.losses.grpo import GRPOLoss
 
 @dataclass(eq=False, kw_only=True)
 class RLOOLoss(GRPOLoss):
-    """RLOO (arXiv:2402.14740): a completion is one action, its baseline the mean of the others in the group.
+    """RLOO: a completion is one action, its baseline the mean of the others in the group.
+
+    Paper: https://arxiv.org/abs/2402.14740.
 
     Over several iterations the completion's ratio, the product of its tokens', is clipped.
     """

@@ -12,7 +12,9 @@ from lit_msrl.losses.policy_gradient import PolicyGradientLoss
 
 @dataclass(eq=False, kw_only=True)
 class SAPOLoss(PolicyGradientLoss):
-    """SAPO (arXiv:2511.20347): a sigmoid gate in place of the clip, ``-4 / tau sigmoid(tau (ratio - 1)) A``.
+    """SAPO: a sigmoid gate in place of the clip, ``-4 / tau sigmoid(tau (ratio - 1)) A``.
+
+    Paper: https://arxiv.org/abs/2511.20347.
 
     Args:
         tau_positive: How sharply the gradient fades as the ratio leaves 1, for positive advantages.

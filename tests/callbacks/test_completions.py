@@ -32,7 +32,10 @@ def rollout() -> Rollout:
         texts=texts,
         judgements=[parse(text, ("think", "answer")) for text in texts],
         rewards=torch.tensor([1.0, 0.25, 0.5, 0.0]),
-        reward_parts={},
+        reward_parts={
+            "accuracy": torch.tensor([1.0, 0.0, 1.0, 0.0]),
+            "overlong": torch.tensor([0.0, 0.0, -0.5, 0.0]),
+        },
         advantages=torch.tensor([0.5, -0.5, 1.25, -1.25]),
         truncated=torch.zeros(4, dtype=torch.bool),
         normalizer=torch.tensor(4.0),
@@ -44,10 +47,10 @@ def test_a_group_as_a_table() -> None:
     assert "2+2?" in question
     assert label == "label **A**"
     assert lines == [
-        "| reward | advantage | completion |",
-        "|--|--|--|",
-        "| 1.00 | +0.50 | one |",
-        "| 0.25 | -0.50 | two |",
+        "| reward | accuracy | overlong | advantage | completion |",
+        "|--|--|--|--|--|",
+        "| 1.00 | 1.00 | 0.00 | +0.50 | one |",
+        "| 0.25 | 0.00 | 0.00 | -0.50 | two |",
     ]
 
 
@@ -56,8 +59,9 @@ def test_nothing_in_the_text_breaks_the_table() -> None:
     question, _, label, _, _, _, *rows = table(rollout(), group=1).split("\n")
     assert label == "label **B**"
     assert rows == [
-        "| 0.50 | +1.25 | &lt;think&gt;3&#124;4&lt;/think&gt;<br>&lt;answer&gt;B&lt;/answer&gt; |",
-        "| 0.00 | -1.25 | four 'x' |",
+        "| 0.50 | 1.00 | -0.50 | +1.25 "
+        "| &lt;think&gt;3&#124;4&lt;/think&gt;<br>&lt;answer&gt;B&lt;/answer&gt; |",
+        "| 0.00 | 0.00 | 0.00 | -1.25 | four 'x' |",
     ]
     assert question.count("`") == 2
     assert "a&#124;b<br>&lt;b&gt;'3'&lt;/b&gt;?" in question

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.testing import assert_close
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from lit_msrl.engines import HFEngine, Sampling
+from lit_msrl.engines.hf import _draw
 from lit_msrl.policy import GenerativeRMPolicy
 from tests.conftest import picture_prompt, text_prompt, tiny_internvl
 
@@ -78,3 +81,34 @@ def test_finished_groups_are_dropped_and_nothing_follows_the_end() -> None:
     for row, length in zip(drawn.ids, lengths, strict=True):
         assert eos not in row[: length - 1]
         assert length == drawn.ids.shape[1] or row[length - 1] == eos
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.7, 0), (1.0, 5), (0.5, 20), (1.0, 999), (1e-9, 0)])
+def test_truncated_sampling_draws_from_what_transformers_leaves(top_p: float, top_k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = 2 * torch.randn(40, 16, 30, generator=generator)
+    kinds = [TopKLogitsWarper(top_k)] if top_k else []
+    left = LogitsProcessorList([*kinds, TopPLogitsWarper(top_p)])
+    flat = (scores / 0.8).view(-1, 30)
+    expected = left(torch.zeros(len(flat), 1), flat).log_softmax(-1).view_as(scores)  # type: ignore[arg-type]
+    sampling = Sampling(temperature=0.8, top_p=top_p, top_k=top_k)
+    tokens, logprobs = _draw(scores, sampling, generator)
+    assert_close(logprobs, expected.gather(-1, tokens[..., None])[..., 0])
+    assert logprobs.isfinite().all()
+    within = expected.isfinite().sum(-1).float().mean()
+    assert sampling.truncated == (top_p < 1 or top_k > 0)
+    assert within < 30 or top_k == 999
+
+
+def test_one_token_to_choose_from_is_the_most_probable() -> None:
+    policy = tiny_internvl()
+    greedy = draw(policy, group_size=2, max_length=6, temperature=0.0)
+    drawn = draw(policy, group_size=2, max_length=6, top_k=1)
+    assert drawn.ids.equal(greedy.ids)
+    assert (drawn.logprobs == 0).all()
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"temperature": -1.0}])
+def test_sampling_that_cannot_be_is_refused(options) -> None:
+    with pytest.raises(ValueError, match="cannot sample with temperature"):
+        Sampling(**options)

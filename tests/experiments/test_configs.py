@@ -60,6 +60,43 @@ def test_dotted_options_override_the_configuration(capsys):
     assert config["trainer"]["max_steps"] == 20
 
 
+@pytest.mark.parametrize(
+    ("loss", "options", "kept"),
+    [
+        ("GRPOLoss", {"clip_range": 0.1, "scale": "batch"}, {"clip_range_high": None, "aggregate": "token"}),
+        ("DrGRPOLoss", {"clip_range": 0.1}, {"scale": "none", "aggregate": "constant"}),
+        ("DAPOLoss", {"clip_range_high": 0.3}, {"clip_range": 0.2, "scale": "group", "aggregate": "token"}),
+        ("GSPOLoss", {"clip_range": 1e-3}, {"clip_range_high": 4e-4, "aggregate": "sequence"}),
+        ("CISPOLoss", {"clip_range_high": 2.0}, {"scale": "group", "aggregate": "token"}),
+        ("SAPOLoss", {"tau_negative": 1.1}, {"tau_positive": 1.0, "aggregate": "sequence"}),
+        ("RLOOLoss", {"entropy_coef": 0.1}, {"clip_range": 0.2, "aggregate": "sequence"}),
+        ("ReinforcePlusPlusLoss", {"group_baseline": True}, {"scale": "batch", "kl": "k2"}),
+    ],
+)
+def test_every_loss_is_chosen_by_its_name_and_has_its_own_defaults(
+    loss, options, kept, capsys, tmp_path: Path
+):
+    """Not those of the loss that the stage's file names: on the command line and in a file."""
+    chosen = [f"--model.loss.{name}={value}" for name, value in options.items()]
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        yaml.safe_dump({"model": {"loss": {"class_path": f"lit_msrl.losses.{loss}", "init_args": options}}})
+    )
+    for arguments in ([f"--model.loss={loss}", *chosen], [f"--config={path}"]):
+        found = yaml.safe_load(printed("stage2", capsys, *arguments))["model"]["loss"]
+        assert found["class_path"] == f"lit_msrl.losses.{loss}"
+        assert {name: found["init_args"][name] for name in options | kept} == options | kept
+
+
+def test_options_of_the_same_loss_add_up(capsys):
+    config = yaml.safe_load(
+        printed(
+            "stage1", capsys, "--model.loss=GSPOLoss", "--model.loss.kl_coef=0.1", "--model.loss=GSPOLoss"
+        )
+    )
+    assert config["model"]["loss"]["init_args"]["kl_coef"] == 0.1
+
+
 def test_later_files_and_options_win(capsys, tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text("trainer: {max_steps: 3}\nmodel: {group_size: 6}\ncheckpoint: {every_n_train_steps: 4}\n")

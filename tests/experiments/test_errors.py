@@ -70,6 +70,15 @@ def test_a_row_that_does_not_fit(change, said, tmp_path: Path, capsys):
     assert not list(outputs.rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize("option", ["--model.top_p=0.9", "--model.top_k=20"])
+def test_a_correction_of_truncated_sampling_is_refused_with_the_reason(option, tmp_path: Path, capsys):
+    args = command("stage1", tmp_path, "--model.loss.correction=token_truncate", option, *UNSEEN)
+    line = complaint("stage1", args, tmp_path, capsys)
+    assert "model.loss.correction cannot be combined with model.top_p below 1 or model.top_k: what" in line
+    assert "never drawn, so no weight makes up for it" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_is_not_there(tmp_path: Path, capsys):
     path = tmp_path / "nothing.jsonl"
     line = complaint("stage1", command("stage1", tmp_path, *rows(str(path))), tmp_path, capsys)

@@ -1,4 +1,4 @@
-"""A step's loss, metrics and gradient: the same however it is cut, shared or spread over ranks, for every loss.
+"""Loss, metrics and gradient of a step: the same however it is cut, shared or spread, for every loss.
 
 A run takes one step per case on weights that do not move. Completions differ in length, some groups agree,
 and the log-probabilities to compare with are made up, so that ratios, clips and KL have work to do.
