@@ -6,6 +6,7 @@ and the log-probabilities to compare with are made up, so that ratios, clips and
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +73,7 @@ class Steps(Stage):
     def _compared(self, lesson: Lesson) -> Lesson:
         logprobs, ids = self._logprobs_under(self.policy, lesson), lesson.completion_ids
         others = [logprobs + made_up(ids, salt) for salt in range(3)]
-        names = ("old_logprobs", "ref_logprobs", "sampler_logprobs")
-        return Lesson(**(vars(lesson) | dict(zip(names, others, strict=True))))
+        return replace(lesson, old_logprobs=others[0], ref_logprobs=others[1], sampler_logprobs=others[2])
 
     def learn(self, lessons: list[Lesson]) -> dict[str, Tensor]:
         metrics = super().learn(lessons)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
 from lit_msrl.engines import RolloutEngine
@@ -217,8 +217,8 @@ class TestBlankGroups:
         policy = tiny_internvl(seed=1)
         logprobs, entropy = policy.logprobs(lesson.batch, lesson.completion_ids, lesson.completion_mask)
         loss = GRPOLoss(kl_coef=0.1, entropy_coef=0.1)
-        reference: Tensor = torch.ones_like(logprobs)
-        value = loss(logprobs, Lesson(**(vars(lesson) | {"ref_logprobs": reference})), entropy).loss
+        compared = replace(lesson, ref_logprobs=torch.ones_like(logprobs))
+        value = loss(logprobs, compared, entropy).loss
         value.backward()
         gradients = [parameter.grad for parameter in policy.parameters()]
         assert value == 0
