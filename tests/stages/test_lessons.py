@@ -231,6 +231,7 @@ def test_two_ranks_are_one(tmp_path) -> None:
         return stage, torch.load(path)
 
     one, expected = run(1)
+    assert expected["rollout/carried"] > 0
     two, found = run(2)
     assert_same_weights(one, two)
     for name in expected.keys() - {"memory/peak_gib"}:
