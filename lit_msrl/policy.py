@@ -4,77 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, Cache, DynamicCache
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, DynamicCache
 
+from lit_msrl import attention
 from lit_msrl.adapters import LoRA
-from lit_msrl.backbones import PARTS, Part, backbone_for, next_positions
+from lit_msrl.backbones import PARTS, Part, backbone_for
+from lit_msrl.batch import Prefix, PromptBatch
 from lit_msrl.functional import token_logprobs
 from lit_msrl.prompts import MEDIA_MARK, JudgingPrompt
+from lit_msrl.sharing import Sharing, completion_states
 from lit_msrl.types import Media
 
 SUPPRESSED = -1e4  # a logit that is never sampled; finite, so that entropies are
 EMBEDDED = Path(__file__).parent / "assets" / "tiny_internvl"
-
-
-@dataclass
-class PromptBatch:
-    """Encoded prompts, padded on the left.
-
-    Attributes:
-        input_ids: ``(P, L)``.
-        attention_mask: ``(P, L)``, 1 where a token is real.
-        media: What the model's forward takes for the pictures of all prompts, e.g. ``pixel_values``.
-        media_rows: Per name in ``media``, its rows per prompt, to cut the batch.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    media: dict[str, Tensor]
-    media_rows: dict[str, list[int]]
-
-    def __len__(self) -> int:
-        return self.input_ids.shape[0]
-
-    def select(self, rows: slice) -> PromptBatch:
-        """Some of the prompts, with their pictures and without padding that none of them needs."""
-        ids, mask = self.input_ids[rows], self.attention_mask[rows]
-        first = int(mask.any(0).int().argmax())
-        media, media_rows = {}, {}
-        for name, counts in self.media_rows.items():
-            chosen = counts[rows]
-            start = sum(counts[: range(len(counts))[rows].start])
-            if sum(chosen):
-                media[name] = self.media[name][start : start + sum(chosen)]
-            media_rows[name] = chosen
-        return PromptBatch(ids[:, first:], mask[:, first:], media, media_rows)
-
-    def to(self, device: torch.device) -> PromptBatch:
-        """Move all tensors."""
-        media = {name: tensor.to(device) for name, tensor in self.media.items()}
-        return PromptBatch(self.input_ids.to(device), self.attention_mask.to(device), media, self.media_rows)
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Prompts the model has read, ready to be continued.
-
-    Attributes:
-        cache: Keys and values of the prompts.
-        hidden: ``(P, D)``, the state at the last prompt token, which predicts the first completion token.
-        positions: ``(P, L)`` or ``(3, P, L)``.
-        attention_mask: ``(P, L)``.
-    """
-
-    cache: Cache
-    hidden: Tensor
-    positions: Tensor
-    attention_mask: Tensor
 
 
 class GenerativeRMPolicy(nn.Module):
@@ -86,7 +33,6 @@ class GenerativeRMPolicy(nn.Module):
         lora: Train low-rank adapters in the language model instead of its weights.
         dtype: Weights are loaded as ``float32``, ``bfloat16`` or ``float16``.
         max_length: Longest prompt plus completion in tokens; longer prompts are refused, never cut.
-        attention: Attention implementation of transformers, e.g. ``sdpa``.
         trust_remote_code: Run model code from the hub. Off unless you trust it.
     """
 
@@ -97,7 +43,6 @@ class GenerativeRMPolicy(nn.Module):
         *,
         dtype: str = "float32",
         max_length: int = 8192,
-        attention: str = "sdpa",
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -105,7 +50,7 @@ class GenerativeRMPolicy(nn.Module):
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
         model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=getattr(torch, dtype), attn_implementation=attention, **options
+            source, dtype=getattr(torch, dtype), attn_implementation="sdpa", **options
         )
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
         self._assemble(model, self.tokenizer, image_processor, lora, max_length)
@@ -132,6 +77,8 @@ class GenerativeRMPolicy(nn.Module):
         self.tokenizer, self.max_length = tokenizer, max_length
         self.backbone = backbone_for(model.config, image_processor)
         self.adapted = lora is not None
+        self.sharing: Sharing = "auto"
+        model.set_attn_implementation({"text_config": attention.NAME})
         self.model = lora.inject(model) if lora is not None else model
         self.head = self.model.get_output_embeddings()
         special = set(tokenizer.all_special_ids) | set(self.backbone.image_token_ids())
@@ -263,13 +210,25 @@ class GenerativeRMPolicy(nn.Module):
     # ---- the model -----------------------------------------------------------------------------------------
 
     def read(self, batch: PromptBatch) -> Prefix:
-        """Run the prompts, pictures included, once."""
+        """Run the prompts, pictures included, once, to be continued."""
+        cache = DynamicCache(config=self.model.config)
+        states, positions = self._run(batch, past_key_values=cache, use_cache=True)
+        return Prefix(cache, states[:, -1], positions, batch.attention_mask)
+
+    def states(self, batch: PromptBatch) -> Tensor:
+        """Last hidden states of whole rows, ``(P, L, D)``."""
+        return self._run(batch, use_cache=False)[0]
+
+    def _run(self, batch: PromptBatch, **options: Any) -> tuple[Tensor, Tensor]:
         positions = self.backbone.position_ids(self.model, batch.input_ids, batch.attention_mask, batch.media)
         out = self.model.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions,
-            past_key_values=DynamicCache(config=self.model.config), use_cache=True, **batch.media,
-        )  # fmt: skip
-        return Prefix(out.past_key_values, out.last_hidden_state[:, -1], positions, batch.attention_mask)
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=positions,
+            **batch.media,
+            **options,
+        )
+        return out.last_hidden_state, positions
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Logits ``(..., V)`` of hidden states; control and picture tokens are always out of reach."""
@@ -289,23 +248,10 @@ class GenerativeRMPolicy(nn.Module):
         Returns:
             Log-probabilities and (detached) entropies ``(B, T)``, zero where the mask is False.
         """
-        prefix = self.read(batch)
-        group = completion_ids.shape[0] // len(batch)
-        prefix.cache.batch_repeat_interleave(group)
-        steps = torch.arange(completion_ids.shape[1] - 1, device=completion_ids.device).expand(len(batch), -1)
-        positions = next_positions(prefix.positions, steps).repeat_interleave(group, dim=-2)
-        seen = torch.ones_like(completion_ids[:, :-1])
-        mask = torch.cat([prefix.attention_mask.repeat_interleave(group, dim=0), seen], dim=1)
-        hidden = prefix.hidden.repeat_interleave(group, dim=0)[:, None]
-        if completion_ids.shape[1] > 1:
-            out = self.model.model(
-                input_ids=completion_ids[:, :-1], attention_mask=mask, position_ids=positions,
-                past_key_values=prefix.cache, use_cache=True,
-            )  # fmt: skip
-            hidden = torch.cat([hidden, out.last_hidden_state], dim=1)
         counted = completion_mask.bool()
+        states = completion_states(self, batch, completion_ids, counted)
         logprobs, entropy = token_logprobs(
-            hidden[counted], self.scores, completion_ids[counted], temperature=temperature
+            states, self.scores, completion_ids[counted], temperature=temperature
         )
         blank = torch.zeros(completion_ids.shape, device=completion_ids.device, dtype=logprobs.dtype)
         return blank.masked_scatter(counted, logprobs), blank.masked_scatter(counted, entropy)

@@ -53,25 +53,12 @@ def select(rollout: Rollout, chosen: Tensor, rank: int, loss: RLVRLoss, max_leng
     mine = chosen[rank]
     size = int(chosen.sum(dim=1).max())
     groups = (~mine).int().argsort(stable=True)[:size].tolist()
-    lesson = rollout.pick(groups, pick_prompts(rollout.batch, groups))
+    lesson = rollout.pick(groups, rollout.batch.pick(groups))
     real = mine[groups].repeat_interleave(rollout.group_size)  # (b,)
     counted = loss.counted(lesson.completion_mask, lesson.truncated)
     mask = lesson.completion_mask & real[:, None]
     normalizer = loss.normalizer(counted[real], max_length)
     return replace(lesson, completion_mask=mask, normalizer=normalizer, tokens=mask.sum().float())
-
-
-def pick_prompts(batch: PromptBatch, rows: list[int]) -> PromptBatch:
-    """Some of the prompts, in this order."""
-    if rows == list(range(len(batch))):
-        return batch
-    media = {
-        name: torch.cat([tensor.split(batch.media_rows[name])[row] for row in rows])
-        for name, tensor in batch.media.items()
-    }
-    counts = {name: [each[row] for row in rows] for name, each in batch.media_rows.items()}
-    whole = PromptBatch(batch.input_ids[rows], batch.attention_mask[rows], media, counts)
-    return whole.select(slice(None))  # without padding and media that none of them needs
 
 
 class Pool:
