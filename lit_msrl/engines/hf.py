@@ -1,7 +1,8 @@
 """Sampling with the policy's own weights: the G completions of a prompt are G query positions of one row.
 
 The keys and values of a prompt, and its pictures, exist once; each step feeds one token of every completion
-of the group, and a mask lets it see the prompt and its own completion's columns only.
+of the group, and a mask lets it see the prompt and its own completion's columns only. What is finished leaves;
+the last long completion is written alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lit_msrl.prompts import JudgingPrompt
 
 
 class HFEngine(RolloutEngine):
-    """Samples with transformers, in the training process; rows whose group has finished are dropped."""
+    """Samples with transformers, in the training process; finished completions cost nothing."""
 
     @torch.no_grad()
     def generate(
@@ -47,32 +48,45 @@ class HFEngine(RolloutEngine):
 def _decode(
     policy: GenerativeRMPolicy, prefix: Prefix, sampling: Sampling, generator: torch.Generator
 ) -> Completions:
-    count, group, eos = len(prefix.hidden), sampling.group_size, policy.tokenizer.eos_token_id
-    ids = torch.full((count, group, sampling.max_length), policy.tokenizer.pad_token_id, device=policy.device)
-    logprobs = torch.zeros(ids.shape, device=policy.device)
-    mask = torch.zeros(ids.shape, dtype=torch.bool, device=policy.device)
-    rows = torch.arange(count, device=policy.device)  # prompts still being continued
-    done = torch.zeros(count, group, dtype=torch.bool, device=policy.device)
+    count, group = len(prefix.hidden), sampling.group_size
+    shape = (count * group, sampling.max_length)
+    ids = torch.full(shape, policy.tokenizer.pad_token_id, device=policy.device)
+    logprobs = torch.zeros(shape, device=policy.device)
+    mask = torch.zeros(shape, dtype=torch.bool, device=policy.device)
+    slots = torch.arange(count * group, device=policy.device).view(
+        count, group
+    )  # the completions being written
+    is_open = torch.ones_like(slots, dtype=torch.bool)
     state = _GroupState(prefix, group, sampling.max_length)
     hidden = prefix.hidden[:, None].expand(-1, group, -1)
     for step in range(sampling.max_length):
-        tokens, drawn = _draw(policy.scores(hidden), sampling, generator)  # (p, G)
-        tokens = tokens.masked_fill(done, policy.tokenizer.pad_token_id)
-        ids[rows, :, step], logprobs[rows, :, step], mask[rows, :, step] = (
-            tokens,
-            drawn.masked_fill(done, 0),
-            ~done,
-        )
-        done = done | (tokens == eos)
-        open_rows = ~done.all(dim=1)
-        if not open_rows.any() or step + 1 == sampling.max_length:
+        tokens, drawn = _draw(policy.scores(hidden), sampling, generator)  # (p, g)
+        written = slots[is_open]
+        ids[written, step], logprobs[written, step] = tokens[is_open], drawn[is_open]
+        mask[written, step] = True
+        is_open = is_open & (tokens != policy.tokenizer.eos_token_id)
+        if not is_open.any() or step + 1 == sampling.max_length:
             break
-        if open_rows.sum() <= 0.75 * len(rows):
-            rows, tokens, done = rows[open_rows], tokens[open_rows], done[open_rows]
-            state.keep(open_rows)
+        rows, columns = _compact(is_open)
+        if columns.numel() <= 0.75 * is_open.numel():  # not each time: it copies what has been written
+            slots, is_open, tokens = (each[rows].gather(1, columns) for each in (slots, is_open, tokens))
+            state.keep(rows, columns)
         hidden = state.advance(policy, tokens)
-    width = int(mask.any(dim=(0, 1)).sum())
-    return Completions(*(tensor[..., :width].flatten(0, 1) for tensor in (ids, mask, logprobs)))
+    width = int(mask.any(dim=0).sum())
+    return Completions(ids[:, :width], mask[:, :width], logprobs[:, :width])
+
+
+def _compact(is_open: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that have an open column, ``(p,)``, and their open columns, ``(p, g)``; some others fill up.
+
+    Example:
+        >>> _compact(torch.tensor([[False, True, False], [False, False, False], [True, True, False]]))
+        (tensor([0, 2]), tensor([[1, 0],
+                [0, 1]]))
+    """
+    counts = is_open.sum(dim=1)
+    rows = counts.nonzero()[:, 0]
+    return rows, (~is_open[rows]).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
 
 
 def _draw(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -102,34 +116,38 @@ def _truncate(logprobs: Tensor, sampling: Sampling) -> Tensor:
 
 
 class _GroupState:
-    """Keys, values and positions of the groups that are being written."""
+    """Keys, values and positions of the completions that are being written."""
 
     def __init__(self, prefix: Prefix, group: int, max_length: int) -> None:
-        self.group, self.step, self.positions = group, 0, prefix.positions
-        self.prompt_length = prefix.attention_mask.shape[1]
-        columns = group * max_length
-        self.cache = Cache(layers=[_RoomyLayer(layer, columns) for layer in prefix.cache.layers])  # type: ignore[arg-type]
-        own = torch.eye(group, dtype=torch.bool, device=prefix.hidden.device)
-        own = own.repeat(1, max_length)  # (G, T * G)
-        prompt = prefix.attention_mask.bool()[:, None, None].expand(-1, -1, group, -1)
-        seen = torch.cat([prompt, own.expand(len(prompt), 1, -1, -1)], dim=-1)
-        self.mask = torch.zeros(seen.shape, dtype=prefix.hidden.dtype, device=seen.device)
-        self.mask.masked_fill_(~seen, torch.finfo(prefix.hidden.dtype).min)
+        self.step, self.max_length, self.positions = 0, max_length, prefix.positions
+        self.prompt, self.dtype = prefix.attention_mask.bool(), prefix.hidden.dtype
+        self.cache = Cache(
+            layers=[_RoomyLayer(layer, group, max_length) for layer in prefix.cache.layers]  # type: ignore[arg-type]
+        )
+        self._show(group)
 
-    def keep(self, rows: Tensor) -> None:
-        """Forget prompts whose completions are all finished."""
-        self.mask = self.mask[rows]
-        self.positions = self.positions[..., rows, :]
+    def _show(self, group: int) -> None:
+        """A completion sees its prompt and, of each step so far, its own column."""
+        own = torch.eye(group, dtype=torch.bool, device=self.prompt.device).repeat(1, self.max_length)
+        prompt = self.prompt[:, None, None].expand(-1, -1, group, -1)
+        seen = torch.cat([prompt, own.expand(len(prompt), 1, -1, -1)], dim=-1)
+        self.mask = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
+        self.mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
+
+    def keep(self, rows: Tensor, columns: Tensor) -> None:
+        """Keep some prompts, ``(p,)``, and of each some completions, ``(p, g)``."""
+        self.prompt, self.positions = self.prompt[rows], self.positions[..., rows, :]
         for layer in self.cache.layers:
-            layer.keep(rows)  # type: ignore[attr-defined]
+            layer.keep(rows, columns)  # type: ignore[attr-defined]
+        self._show(columns.shape[1])
 
     def advance(self, policy: GenerativeRMPolicy, tokens: Tensor) -> Tensor:
-        """Write a token per completion, ``(p, G)``; returns states that predict the next, ``(p, G, D)``."""
+        """Write a token per completion, ``(p, g)``; returns states that predict the next, ``(p, g, D)``."""
         steps = torch.full_like(tokens, self.step)
         self.step += 1
         out = policy.model.model(
             input_ids=tokens,
-            attention_mask=self.mask[..., : self.prompt_length + self.step * self.group],
+            attention_mask=self.mask[..., : self.prompt.shape[1] + self.step * tokens.shape[1]],
             position_ids=next_positions(self.positions, steps),
             past_key_values=self.cache,
             use_cache=True,
@@ -140,16 +158,21 @@ class _GroupState:
 class _RoomyLayer(DynamicLayer):
     """A cache layer with room for all that will be written, so that a step copies nothing."""
 
-    def __init__(self, prompt: Any, columns: int) -> None:
+    def __init__(self, prompt: Any, group: int, max_length: int) -> None:
         super().__init__()
-        self.length = prompt.keys.shape[-2]
-        shape = (*prompt.keys.shape[:-2], self.length + columns)
-        self.all_keys = prompt.keys.new_empty(*shape, prompt.keys.shape[-1])
-        self.all_values = prompt.values.new_empty(*shape, prompt.values.shape[-1])
-        self.all_keys[..., : self.length, :] = prompt.keys
-        self.all_values[..., : self.length, :] = prompt.values
+        self.prompt, self.max_length = prompt.keys.shape[-2], max_length
+        self._make_room(prompt.keys, prompt.values, group)
         self.lazy_initialization(prompt.keys, prompt.values)
         self._expose()
+
+    def _make_room(self, keys: Tensor, values: Tensor, group: int) -> None:
+        """Start with what is known; ``group`` columns will be written at a time."""
+        self.group, self.length = group, keys.shape[-2]
+        shape = (*keys.shape[:-2], self.prompt + group * self.max_length)
+        self.all_keys = keys.new_empty(*shape, keys.shape[-1])
+        self.all_values = values.new_empty(*shape, values.shape[-1])
+        self.all_keys[..., : self.length, :] = keys
+        self.all_values[..., : self.length, :] = values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -161,12 +184,18 @@ class _RoomyLayer(DynamicLayer):
         self.length = end
         return self._expose()
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep some rows of the batch."""
-        self.all_keys, self.all_values = self.all_keys[rows], self.all_values[rows]
+    def keep(self, rows: Tensor, columns: Tensor) -> None:
+        """Keep some rows, ``(p,)``, and of each some of its completions, ``(p, g)``."""
+        kept = [self._kept(tensor, rows, columns) for tensor in (self.keys, self.values)]
+        self._make_room(*kept, group=columns.shape[1])
         self._expose()
 
+    def _kept(self, tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        prompt, written = tensor[rows].split([self.prompt, self.length - self.prompt], dim=-2)
+        steps = written.unflatten(-2, (-1, self.group))  # (p, heads, steps, G, D)
+        index = columns[:, None, None, :, None].expand(-1, *steps.shape[1:3], -1, steps.shape[-1])
+        return torch.cat([prompt, steps.gather(3, index).flatten(2, 3)], dim=-2)
+
     def _expose(self) -> tuple[Tensor, Tensor]:
-        keys, values = self.all_keys[..., : self.length, :], self.all_values[..., : self.length, :]
-        self.keys, self.values = keys, values
-        return keys, values
+        self.keys, self.values = self.all_keys[..., : self.length, :], self.all_values[..., : self.length, :]
+        return self.keys, self.values

@@ -65,22 +65,32 @@ def test_control_and_picture_tokens_are_never_drawn() -> None:
     assert not torch.isin(drawn.ids[drawn.mask], policy.suppressed).any()
 
 
-def test_finished_groups_are_dropped_and_nothing_follows_the_end() -> None:
-    policy = tiny_internvl(seed=3)
+def test_what_is_finished_leaves_and_nothing_follows_the_end(policy: GenerativeRMPolicy) -> None:
+    prompts = PROMPTS + [text_prompt(str(i), "red " * i) for i in range(5)]
     eos = policy.tokenizer.eos_token_id
-    scores, louder = policy.scores, torch.zeros(policy.head.weight.shape[0])
+    louder = torch.zeros(policy.head.weight.shape[0])
     louder[eos] = 4.0  # ends come often, at different lengths
-    policy.scores = lambda hidden: scores(hidden) + louder  # type: ignore[method-assign]
-    drawn = draw(policy, [text_prompt(str(i), "red " * i) for i in range(8)], group_size=2, max_length=40)
-    learned, _ = policy.logprobs(
-        policy.encode([text_prompt(str(i), "red " * i) for i in range(8)]), drawn.ids, drawn.mask
+    policy.head.register_forward_hook(lambda head, inputs, logits: logits + louder)
+    fed: list[tuple[int, int]] = []
+    watch = policy.model.model.register_forward_pre_hook(
+        lambda model, args, options: fed.append(tuple(options["input_ids"].shape)), with_kwargs=True
     )
+    drawn = draw(policy, prompts, group_size=4, max_length=40)
+    watch.remove()
+    learned, _ = policy.logprobs(policy.encode(prompts), drawn.ids, drawn.mask)
     assert_close(drawn.logprobs, learned.detach(), atol=1e-5, rtol=0)
     lengths = drawn.mask.sum(1)
     assert lengths.unique().numel() > 2
     for row, length in zip(drawn.ids, lengths, strict=True):
         assert eos not in row[: length - 1]
         assert length == drawn.ids.shape[1] or row[length - 1] == eos
+    steps = [rows * columns for rows, columns in fed[1:]]  # after the prompts
+    longest = int(lengths.max())
+    assert len(steps) == longest - 1
+    for step, tokens in enumerate(steps, start=1):
+        still = (lengths > step).view(-1, 4)
+        assert tokens <= max(int(still.any(1).sum() * still.sum(1).max()) / 0.75, 1)
+    assert steps[-1] < steps[0]
 
 
 @pytest.mark.parametrize(("top_p", "top_k"), [(0.7, 0), (1.0, 5), (0.5, 20), (1.0, 999), (1e-9, 0)])
