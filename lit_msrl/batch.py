@@ -17,7 +17,8 @@ class PromptBatch:
     Attributes:
         input_ids: ``(P, L)``.
         attention_mask: ``(P, L)``, 1 where a token is real.
-        media: What the model's forward takes for the pictures of all prompts, e.g. ``pixel_values``.
+        media: What the model's forward takes for the pictures of all prompts, e.g. ``pixel_values``; or
+            ``features`` in their place (``GenerativeRMPolicy.see``).
         media_rows: Per name in ``media``, its rows per prompt, to cut the batch.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lit_msrl.sharing import Sharing, completion_states
 from lit_msrl.types import Media
 
 SUPPRESSED = -1e4  # a logit that is never sampled; finite, so that entropies are
+SIGHT: tuple[Part, ...] = ("projector", "vision")
 EMBEDDED = Path(__file__).parent / "assets" / "tiny_internvl"
 
 
@@ -209,6 +211,22 @@ class GenerativeRMPolicy(nn.Module):
 
     # ---- the model -----------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def see(self, batch: PromptBatch) -> PromptBatch:
+        """The prompts with what a frozen vision tower and projector make of their pictures in place of these.
+
+        So sampling, learning and the reference policy look once. Unchanged if either part trains.
+        """
+        parts = self.parts()
+        trains = any(p.requires_grad for part in SIGHT for _, p in parts[part])
+        if trains or not batch.media or "features" in batch.media:
+            return batch
+        features = self.backbone.features(self.model, batch.media)
+        tokens = (batch.input_ids == self.model.config.image_token_id).sum(dim=1).tolist()
+        media, rows = batch.media | {"features": features}, batch.media_rows | {"features": tokens}
+        del media["pixel_values"], rows["pixel_values"]
+        return replace(batch, media=media, media_rows=rows)
+
     def read(self, batch: PromptBatch) -> Prefix:
         """Run the prompts, pictures included, once, to be continued."""
         cache = DynamicCache(config=self.model.config)
@@ -221,13 +239,14 @@ class GenerativeRMPolicy(nn.Module):
 
     def _run(self, batch: PromptBatch, **options: Any) -> tuple[Tensor, Tensor]:
         positions = self.backbone.position_ids(self.model, batch.input_ids, batch.attention_mask, batch.media)
-        out = self.model.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=positions,
-            **batch.media,
-            **options,
-        )
+        with self.backbone.shown(self.model, batch.media) as media:
+            out = self.model.model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=positions,
+                **media,
+                **options,
+            )
         return out.last_hidden_state, positions
 
     def scores(self, hidden: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_msrl.adapters import LoRA
+from lit_msrl.backbones import InternVL, QwenVL
 from lit_msrl.policy import GenerativeRMPolicy
 from tests.conftest import picture_prompt, text_prompt, tiny_internvl
 
@@ -23,6 +24,9 @@ TARGETS = [
     "B is red",
     "<answer>B</answer>",
 ]
+
+
+TOWER = {InternVL: "vision_tower.encoder", QwenVL: "visual.blocks.0"}
 
 
 def plain_logprobs(policy: GenerativeRMPolicy, prompts, targets, group: int):
@@ -82,6 +86,28 @@ def test_selected_prompts_keep_their_pictures(policy: GenerativeRMPolicy) -> Non
     for i in range(3):
         part, _ = policy.logprobs(batch.select(slice(i, i + 1)), ids[i : i + 1], mask[i : i + 1])
         assert_close(part[0], whole[i], atol=1e-5, rtol=0)
+
+
+def test_a_frozen_tower_looks_once(policy: GenerativeRMPolicy) -> None:
+    ids, mask = policy.encode_targets(TARGETS)
+    batch = policy.encode(PROMPTS)
+    assert policy.see(batch) is batch  # it trains
+    expected, _ = policy.logprobs(batch, ids, mask)
+    policy.train_only(["language"])
+    looks: list[int] = []
+    blocks = policy.model.model.get_submodule(TOWER[type(policy.backbone)])
+    blocks.register_forward_hook(lambda *_: looks.append(1))
+    seen = policy.see(batch)
+    assert "pixel_values" not in seen.media
+    assert policy.see(seen) is seen
+    found, _ = policy.logprobs(seen, ids, mask)
+    assert_close(found, expected, atol=1e-6, rtol=0)
+    policy.sharing = "off"
+    plain, _ = policy.logprobs(seen.pick([2, 1]), ids[:4], mask[:4])
+    policy.sharing = "auto"
+    again, _ = policy.logprobs(batch.pick([2, 1]), ids[:4], mask[:4])
+    assert_close(plain, again, atol=1e-5, rtol=0)
+    assert len(looks) == 2  # `see`, and the last line, whose batch was not seen before
 
 
 def test_pictures_matter(policy: GenerativeRMPolicy) -> None:

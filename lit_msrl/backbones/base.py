@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -56,6 +57,32 @@ class Backbone(ABC):
     @abstractmethod
     def image_token_ids(self) -> list[int]:
         """Tokens that stand for pictures and must never be sampled."""
+
+    @abstractmethod
+    def features(self, model: Any, media: dict[str, Tensor]) -> Tensor:
+        """What the vision tower and the projector make of pictures, ``(N, F)``, a row per picture token."""
+
+    @abstractmethod
+    def sight(self, model: Any) -> tuple[Any, str]:
+        """The object, and the name of its method, that the model's forward asks for ``features``."""
+
+    @abstractmethod
+    def as_seen(self, features: Tensor) -> Any:
+        """``features`` in the form in which that method returns them."""
+
+    @contextlib.contextmanager
+    def shown(self, model: Any, media: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """The media as the model's forward takes them; the tower does not run where ``features`` are known."""
+        if "features" not in media:
+            yield media
+            return
+        features = media["features"]
+        owner, method = self.sight(model)
+        setattr(owner, method, lambda *_, **__: self.as_seen(features))  # shadows the class's
+        try:
+            yield {k: v for k, v in media.items() if k != "features"} | {"pixel_values": features}
+        finally:
+            delattr(owner, method)
 
     def position_ids(
         self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Tensor]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
 from torch import Tensor
 
@@ -28,6 +30,18 @@ class InternVL(Backbone):
     def rows_per_picture(self, pixels: Mapping[str, Tensor]) -> dict[str, list[int]]:
         """Tiles per picture."""
         return {"pixel_values": [int(n) for n in pixels["num_patches"]]}
+
+    def features(self, model: Any, media: dict[str, Tensor]) -> Tensor:
+        """The projected tiles, one after another."""
+        return model.model.get_image_features(**media, return_dict=True).pooler_output.flatten(0, 1)
+
+    def sight(self, model: Any) -> tuple[Any, str]:
+        """The model itself."""
+        return model.model, "get_image_features"
+
+    def as_seen(self, features: Tensor) -> Any:
+        """As of one large tile."""
+        return SimpleNamespace(pooler_output=features[None])
 
     def image_token_ids(self) -> list[int]:
         """The context token."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -34,6 +37,21 @@ class QwenVL(Backbone):
         """Patches per picture, and one grid."""
         grids = pixels["image_grid_thw"]
         return {"pixel_values": [int(grid.prod()) for grid in grids], "image_grid_thw": [1] * len(grids)}
+
+    def features(self, model: Any, media: dict[str, Tensor]) -> Tensor:
+        """The merged patches; for Qwen3-VL beside what its first language layers take in (DeepStack)."""
+        seen = model.model.visual(media["pixel_values"], grid_thw=media["image_grid_thw"], return_dict=True)
+        deeper = seen.deepstack_features if self.config.model_type == "qwen3_vl" else []
+        return torch.cat([seen.pooler_output, *deeper], dim=-1)
+
+    def sight(self, model: Any) -> tuple[Any, str]:
+        """The tower, which has the projector inside."""
+        return model.model.visual, "forward"
+
+    def as_seen(self, features: Tensor) -> Any:
+        """As of one large picture."""
+        first, *deeper = features.split(self.config.text_config.hidden_size, dim=-1)
+        return SimpleNamespace(pooler_output=first, deepstack_features=deeper)
 
     def image_token_ids(self) -> list[int]:
         """Picture, video and vision delimiters."""

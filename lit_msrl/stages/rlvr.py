@@ -167,7 +167,7 @@ class RLVRModule(StageModule):
     def rollout(self, examples: list[PreferenceExample]) -> Rollout:
         """Sample a group per prompt, score it, give credit."""
         prompts = self.show_both(examples) if self.both_orders else self.show(examples)
-        batch = self.policy.encode(prompts)
+        batch = self.policy.see(self.policy.encode(prompts))
         seed = self.sampling_seed(salt=self.pool.rounds)
         completions = self.engine.generate(self.policy, prompts, batch, sampling=self.sampling, seed=seed)
         texts = self.policy.decode(completions.ids, completions.mask)
