@@ -22,8 +22,10 @@ from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import JudgingPrompt, Style, View, render
 from lit_msrl.rewards import RewardSum
 from lit_msrl.rollout import Lesson, Rollout
+from lit_msrl.sharing import check_sharing
 from lit_msrl.stages.base import StageModule
 from lit_msrl.stages.lessons import Pool
+from lit_msrl.stages.planning import MicroBatchPlan, MicroBatchSize
 from lit_msrl.stages.watch import gradient_norms, peak_memory, rollout_means, step_means, task_means
 from lit_msrl.types import PreferenceExample
 
@@ -48,7 +50,8 @@ class RLVRModule(StageModule):
         top_p: Sample among the most probable tokens that together have this probability; 1 for all.
         top_k: Sample among so many most probable tokens; 0 for all.
         max_rounds: Batches sampled for a step at most, if groups that teach nothing are to be replaced.
-        micro_batch_size: Prompts per forward and backward; changes memory, not the gradient.
+        micro_batch_size: Prompts per forward and backward; changes memory, not the gradient. ``auto`` takes as
+            many as fit into free memory.
         num_iterations: Optimizer steps per rollout, ``mu``.
         max_grad_norm: The gradient is scaled down to this norm.
         warmup_steps: Optimizer steps over which learning rates rise linearly.
@@ -78,7 +81,7 @@ class RLVRModule(StageModule):
         top_p: float = 1.0,
         top_k: int = 0,
         max_rounds: int = 1,
-        micro_batch_size: int = 8,
+        micro_batch_size: MicroBatchSize = 8,
         num_iterations: int = 1,
         max_grad_norm: float = 1.0,
         warmup_steps: int = 0,
@@ -107,7 +110,8 @@ class RLVRModule(StageModule):
         self.sampling = Sampling(group_size, max_completion, temperature, top_p, top_k)
         self.pool = Pool(loss, max_completion, max_rounds)
         self.both_orders, self.overlong_buffer = both_orders, overlong_buffer
-        self.micro_batch_size, self.num_iterations = micro_batch_size, num_iterations
+        self.micro_batches, self.num_iterations = MicroBatchPlan(micro_batch_size), num_iterations
+        self.sharing_is_checked = False
         self.max_grad_norm = max_grad_norm
         self.reference: list[GenerativeRMPolicy] = []  # in a list, so that it is no part of the checkpoint
         self._check_options()
@@ -133,6 +137,7 @@ class RLVRModule(StageModule):
         start = time.perf_counter()
         rollout = self.rollout(batch)
         sampled = time.perf_counter()
+        self.check_sharing(rollout)
         self.watch(rollout, sampled - start)
         lessons = self.lessons(rollout)
         if lessons:
@@ -143,11 +148,21 @@ class RLVRModule(StageModule):
             speed = {"time/learn": seconds, "tokens_per_second/learn": tokens / seconds}
             self.log_dict(metrics | speed | {"memory/peak_gib": peak_memory(self.device)})
 
+    def check_sharing(self, rollout: Rollout) -> None:
+        """Once, compare the first two completions with plain rows (``lit_msrl.sharing``)."""
+        if not self.sharing_is_checked:
+            ids, mask = rollout.completion_ids[:2], rollout.completion_mask[:2]
+            check_sharing(self.policy, rollout.batch.pick([0]), ids, mask, self._worst)
+            self.sharing_is_checked = True
+
     def learn(self, lessons: list[Lesson]) -> dict[str, Tensor]:
         """``num_iterations`` optimizer steps; returns the last one's metrics and gradient norms."""
         metrics: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
-        parts = [part for lesson in lessons for part in lesson.micro_batches(self.micro_batch_size)]
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        self.micro_batches.update(lessons, self.policy, optimizer, self._worst)
+        parts = [part for lesson in lessons for part in lesson.micro_batches(self.micro_batches.groups)]
         for _ in range(self.num_iterations):
             metrics = {}
             for part in parts:
@@ -260,6 +275,9 @@ class RLVRModule(StageModule):
         self.log_dict(task_means(rollout, self._over_ranks) | speed)
         self.last_rollout = rollout
 
+    def _worst(self, tensor: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(tensor, reduce_op="max")  # type: ignore[return-value]
+
     def _over_ranks(self, tensor: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
 
@@ -278,7 +296,7 @@ class RLVRModule(StageModule):
         return lesson
 
     def _logprobs_under(self, policy: GenerativeRMPolicy, lesson: Lesson) -> Tensor:
-        parts = lesson.micro_batches(self.micro_batch_size)
+        parts = lesson.micro_batches(self.micro_batches.groups)
         return lesson.join([self.logprobs(part, policy)[0] for part in parts])
 
     # ---- checkpoints ---------------------------------------------------------------------------------------

@@ -16,8 +16,11 @@ from lit_msrl.callbacks import TrainablePartsCheck
 from lit_msrl.losses import GRPOLoss
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.rewards import RewardSum
-from lit_msrl.stages import RLVRModule
-from tests.conftest import tiny_internvl
+from lit_msrl.rollout import Lesson
+from lit_msrl.stages import RLVRModule, planning
+from tests.conftest import text_prompt, tiny_internvl
+
+NOTHING: dict[str, Any] = dict.fromkeys(("rewards", "advantages", "truncated", "normalizer"), torch.zeros(4))
 
 
 class Stage(RLVRModule):
@@ -87,6 +90,49 @@ def test_micro_batches_change_nothing(tmp_path, options) -> None:
         for name, moved in whole.items():
             assert_close(parts[name], moved, atol=1e-5, rtol=0)
     assert max(moved.abs().max() for moved in whole.values()) > 1e-3
+
+
+def test_as_many_groups_as_fit_change_nothing(tmp_path, monkeypatch) -> None:
+    whole = step(tmp_path, reward=Uneven(), micro_batch_size=4)
+    sizes: list[int] = []
+    held = planning.kept_bytes
+    monkeypatch.setattr(planning, "kept_bytes", lambda *a: sizes.append(held(*a)) or sizes[-1])
+    for fitting, expected in ((2, 2), (0, 1), (100, 4)):
+
+        def free(device, fitting=fitting) -> float:
+            moments = 3 * sum(p.nbytes for p in tiny_internvl(seed=1).parameters())
+            groups = (fitting + 0.5) * planning.BACKWARD * sizes[-1]
+            return (groups + moments + planning.SCORED * 320) / planning.SHARE
+
+        monkeypatch.setattr(planning, "free_bytes", free)
+        stage = module(tiny_internvl(seed=1), reward=Uneven(), micro_batch_size="auto")
+        before = {name: p.detach().clone() for name, p in stage.policy.named_parameters()}
+        trainer(tmp_path).fit(stage, data())
+        assert stage.micro_batches.groups == expected
+        for name, p in stage.policy.named_parameters():
+            assert_close(p.detach() - before[name], whole[name], atol=1e-5, rtol=0)
+
+
+def test_what_a_group_keeps_grows_with_its_completions() -> None:
+    policy = tiny_internvl()
+    batch = policy.encode([text_prompt()])
+
+    def kept(length: int) -> int:
+        ids = torch.full((4, length), 5)
+        lesson = Lesson(batch=batch, completion_ids=ids, completion_mask=ids > 0, group_size=4, **NOTHING)
+        return planning.kept_bytes(policy, lesson)
+
+    short, longer, longest = kept(10), kept(20), kept(30)
+    assert 0 < short < longer < longest
+    assert longest - longer == pytest.approx(longer - short, rel=0.3)  # a packed mask is not linear
+    assert all(p.grad is None for p in policy.parameters())
+
+
+def test_sharing_is_checked_once_against_plain_rows(tmp_path, monkeypatch) -> None:
+    checks: list[int] = []
+    monkeypatch.setattr("lit_msrl.stages.rlvr.check_sharing", lambda *a: checks.append(len(a[2])))
+    trainer(tmp_path, max_steps=2).fit(module(tiny_internvl(), reward=Uneven()), data())
+    assert checks == [2]
 
 
 def test_equal_rewards_move_nothing(tmp_path) -> None:
