@@ -1,11 +1,11 @@
 """Times real optimizer steps of this project, and says how much memory they took.
 
-python experiments/profile_step.py --model DIR --workload FILE [--prompts=4 --group=8 --completion=128 --steps=3]
+python experiments/profile_step.py --model DIR --workload FILE [--prompts=4 --group=8 --completion=128]
 
-The workload is JSON lines of ``image`` (a path, relative to the file), ``prompt`` and ``label``. Each step samples
-``group`` completions of exactly ``completion`` tokens per prompt (end-of-turn is forbidden), scores them, and takes
-one AdamW step of on-policy GRPO without KL on all parts of the model. One step comes first that is not timed. The
-last line is JSON.
+The workload is JSON lines of ``image`` (a path, relative to the file), ``prompt`` and ``label``. Each step
+samples ``group`` completions of exactly ``completion`` tokens per prompt (end-of-turn is forbidden), scores
+them, and takes one AdamW step of on-policy GRPO without KL on all parts of the model. One step comes first
+that is not timed. The last line is JSON; ``share_of_peak`` is the share of what a matrix product reaches.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import MEDIA_MARK, Judgement, JudgingPrompt
 from lit_msrl.rewards import RewardSum, Scores
 from lit_msrl.stages import RLVRModule
+from lit_msrl.stages.planning import MicroBatchSize
 from lit_msrl.stages.watch import peak_memory
 from lit_msrl.types import Media, PreferenceExample
 
@@ -49,7 +50,7 @@ def profile_step(
     steps: int = 3,
     threads: int = 2,
     device: Literal["cpu", "cuda"] = "cpu",
-    micro_batch_size: int = 1,
+    micro_batch_size: MicroBatchSize = 1,
 ) -> dict[str, Any]:
     """Run the steps and print what they cost.
 
@@ -128,7 +129,8 @@ def read_workload(path: Path, count: int) -> list[PreferenceExample]:
 def trainer(device: str, steps: int, clock: Clock) -> L.Trainer:
     """A trainer that does nothing but train; the first step is not timed."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "The .* does not have many workers")
+    for advice in ("The .* does not have many workers", "You defined a `validation_step` but have no"):
+        warnings.filterwarnings("ignore", f".*{advice}")
     return L.Trainer(
         accelerator=device,
         devices=1,

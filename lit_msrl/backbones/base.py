@@ -72,7 +72,7 @@ class Backbone(ABC):
 
     @contextlib.contextmanager
     def shown(self, model: Any, media: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """The media as the model's forward takes them; the tower does not run where ``features`` are known."""
+        """The media as the model's forward takes them; ``features`` keep the tower from running."""
         if "features" not in media:
             yield media
             return

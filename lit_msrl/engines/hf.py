@@ -1,8 +1,8 @@
 """Sampling with the policy's own weights: the G completions of a prompt are G query positions of one row.
 
 The keys and values of a prompt, and its pictures, exist once; each step feeds one token of every completion
-of the group, and a mask lets it see the prompt and its own completion's columns only. Finished ones leave; the
-last long completion is written alone.
+of the group, and a mask lets it see the prompt and its own completion's columns only. Finished ones
+leave; the last long completion is written alone.
 """
 
 from __future__ import annotations

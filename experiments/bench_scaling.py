@@ -1,0 +1,229 @@
+"""How time and memory of a step grow with prompt, group and completion length: ours beside another trainer's.
+
+python experiments/bench_scaling.py --peer_python=PYTHON --peer_script=FILE
+
+``FILE`` has ``make DIR --prompt N --rows N``, which writes a model and a workload, and ``run DIR``, which
+prints one JSON line (see ``profile_step.py``); ``PYTHON`` is the interpreter it runs with. Every point has a
+process of its own, one after the other, and becomes a line of ``--points``. Points that are there are not
+measured again: delete their lines to do so. In the end the plot is drawn and the table in
+docs/performance.md filled in.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import auto_cli
+
+from lit_msrl.cli import run
+
+Side = Literal["lit_msrl", "trl"]
+Record = dict[str, Any]
+SIDES: tuple[Side, ...] = ("lit_msrl", "trl")
+START, END = "<!-- numbers:start -->", "<!-- numbers:end -->"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement; ``prompt`` and ``completion`` are tokens, ``prompts`` is prompts per step."""
+
+    prompt: int = 1024
+    group: int = 8
+    completion: int = 128
+    prompts: int = 1
+
+
+HEADLINE = Point(prompts=4)
+GRID: dict[str, tuple[int, ...]] = {
+    "prompt": (256, 512, 1024, 2048, 4096),
+    "group": (2, 4, 8, 16, 32),
+    "completion": (32, 64, 128, 256, 512),
+}
+
+
+def bench_scaling(
+    peer_python: str,
+    peer_script: str,
+    *,
+    points: str = "docs/performance.jsonl",
+    plot: str = "docs/images/performance.png",
+    text: str = "docs/performance.md",
+    steps: int = 2,
+    threads: int = 2,
+    limit: float = 600.0,
+) -> None:
+    """Measure what is missing, draw, fill in.
+
+    Args:
+        peer_python: Interpreter of the other trainer.
+        peer_script: Its script.
+        points: JSON lines that are added to.
+        plot: The picture.
+        text: The page whose table is filled in.
+        steps: Steps that are timed at each point.
+        threads: CPU threads.
+        limit: Seconds after which a point is given up and noted as such.
+    """
+    path = Path(points)
+    with tempfile.TemporaryDirectory() as folder:
+        for point, side in missing(read(path)):
+            print(f"{side}: {point}", flush=True)
+            workload = make(Path(folder), point.prompt, 4 * (steps + 1), peer_python, peer_script)
+            command = commands(workload, peer_python, peer_script)[side] + options(point, steps, threads)
+            with path.open("a") as file:
+                print(json.dumps(asdict(point) | measure(side, command, limit) | machine()), file=file)
+    records = read(path)
+    draw(records, Path(plot))
+    page = Path(text)
+    page.write_text(filled(page.read_text(), table(records)))
+
+
+def grid() -> Iterator[Point]:
+    """The headline, then every axis through the middle."""
+    seen = dict.fromkeys([HEADLINE])
+    for axis, values in GRID.items():
+        seen |= dict.fromkeys(replace(Point(), **{axis: value}) for value in values)
+    yield from seen
+
+
+def missing(records: list[Record]) -> Iterator[tuple[Point, Side]]:
+    """What is not measured yet, both sides of a point next to each other."""
+    done = {(key(record), record["peer"]) for record in records}
+    yield from ((point, side) for point in grid() for side in SIDES if (point, side) not in done)
+
+
+def key(record: Record) -> Point:
+    """The point a record belongs to."""
+    return Point(**{name: record[name] for name in asdict(Point())})
+
+
+def read(path: Path) -> list[Record]:
+    """All records so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def make(folder: Path, prompt: int, rows: int, python: str, script: str) -> Path:
+    """The model and the workload of a prompt length; made once."""
+    target = folder / str(prompt)
+    if not target.exists():
+        command = [python, script, "make", str(target), f"--prompt={prompt}", f"--rows={rows}"]
+        subprocess.run(command, check=True, capture_output=True)
+    return target
+
+
+def commands(workload: Path, python: str, script: str) -> dict[Side, list[str]]:
+    """What is run for each side."""
+    ours = [sys.executable, str(Path(__file__).with_name("profile_step.py"))]
+    return {
+        "lit_msrl": [*ours, f"--model={workload}", f"--workload={workload / 'workload.jsonl'}"],
+        "trl": [python, script, "run", str(workload)],
+    }
+
+
+def options(point: Point, steps: int, threads: int) -> list[str]:
+    """What both sides take; the prompt's length is in the workload."""
+    given = {k: v for k, v in asdict(point).items() if k != "prompt"} | {"steps": steps, "threads": threads}
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def measure(side: Side, command: list[str], limit: float) -> Record:
+    """The last line of a process, or why there is none."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return {"peer": side, "left_out": f"longer than {limit:.0f} s"}
+    if done.returncode:
+        killed = done.returncode < 0
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        return {"peer": side, "left_out": f"killed by signal {-done.returncode}" if killed else last}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def machine() -> Record:
+    """Where and with what."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    return {
+        "machine": f"{len(names)} x {names[0]}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def draw(records: list[Record], path: Path) -> None:
+    """Time above, memory below, one column per axis; both scales logarithmic."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
+
+    measures = {"median_step_seconds": "seconds per step", "peak_rss_gb": "peak memory, GB"}
+    figure, axes = plt.subplots(len(measures), len(GRID), figsize=(11, 6), sharey="row", layout="constrained")
+    for row, (measure_, label) in zip(axes, measures.items(), strict=True):
+        for ax, (axis, values) in zip(row, GRID.items(), strict=True):
+            for side, colour in zip(SIDES, ("tab:blue", "tab:orange"), strict=True):
+                line = on_axis(records, side, axis, measure_)
+                ax.plot(list(line), list(line.values()), "o-", color=colour, label=side)
+            ax.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.grid(alpha=0.3)
+        row[0].set_ylabel(label)
+    for ax, name in zip(
+        axes[-1], ("prompt tokens", "completions per prompt", "completion tokens"), strict=True
+    ):
+        ax.set_xlabel(name)
+    axes[0, 0].legend()
+    note = "one prompt a step; where not varied: 1024 prompt tokens, 8 completions of 128 tokens"
+    gone = [
+        f"{r['peer']} at {r['prompt']}/{r['group']}/{r['completion']}" for r in records if "left_out" in r
+    ]
+    figure.suptitle(note + (f"\nleft out: {', '.join(gone)}" if gone else ""), fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def on_axis(records: list[Record], side: Side, axis: str, measure_: str) -> dict[int, float]:
+    """What was measured along an axis, in its order."""
+    wanted = {replace(Point(), **{axis: value}): value for value in GRID[axis]}
+    found = {
+        wanted[key(r)]: float(r[measure_])
+        for r in records
+        if r["peer"] == side and measure_ in r and key(r) in wanted
+    }
+    return dict(sorted(found.items()))
+
+
+def table(records: list[Record]) -> str:
+    """The headline and the ends of every axis, both sides, in Markdown."""
+    by = {(key(record), record["peer"]): record for record in records}
+    heads = ["prompts", "prompt tokens", "completions", "completion tokens", *SIDES, "ratio"]
+    heads += [f"{side}, GB" for side in SIDES] + ["ratio"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for point in grid():
+        ours, theirs = (by.get((point, side), {}) for side in SIDES)
+        cells = [str(n) for n in (point.prompts, point.prompt, point.group, point.completion)]
+        for name, unit in (("median_step_seconds", " s"), ("peak_rss_gb", "")):
+            left, right = ours.get(name), theirs.get(name)
+            ratio = f"{left / right:.2f}" if left and right else "–"
+            cells += [f"{left}{unit}" if left else "–", f"{right}{unit}" if right else "–", ratio]
+        lines.append(f"| {' | '.join(cells)} |")
+    wheres = sorted({f"{r['machine']}, Python {r['python']}, torch {r['torch']}" for r in records})
+    return "\n".join([*lines, "", *(f"Measured on {where}." for where in wheres)])
+
+
+def filled(page: str, numbers: str) -> str:
+    """The page with its table replaced."""
+    before, rest = page.split(START)
+    return f"{before}{START}\n{numbers}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    run(lambda: auto_cli(bench_scaling, as_positional=False))
