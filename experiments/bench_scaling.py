@@ -98,7 +98,10 @@ def grid() -> Iterator[Point]:
 def missing(records: list[Record]) -> Iterator[tuple[Point, Side]]:
     """What is not measured yet, both sides of a point next to each other."""
     done = {(key(record), record["peer"]) for record in records}
-    yield from ((point, side) for point in grid() for side in SIDES if (point, side) not in done)
+    for point in grid():
+        for side in SIDES:
+            if (point, side) not in done:
+                yield point, side
 
 
 def key(record: Record) -> Point:

@@ -186,7 +186,7 @@ class _RoomyLayer(DynamicLayer):
 
     def keep(self, rows: Tensor, columns: Tensor) -> None:
         """Keep some rows, ``(p,)``, and of each some of its completions, ``(p, g)``."""
-        kept = [self._kept(tensor, rows, columns) for tensor in (self.keys, self.values)]
+        kept = [self._kept(tensor, rows, columns) for tensor in self._expose()]
         self._make_room(*kept, group=columns.shape[1])
         self._expose()
 

@@ -50,8 +50,8 @@ class RLVRModule(StageModule):
         top_p: Sample among the most probable tokens that together have this probability; 1 for all.
         top_k: Sample among so many most probable tokens; 0 for all.
         max_rounds: Batches sampled for a step at most, if groups that teach nothing are to be replaced.
-        micro_batch_size: Prompts per forward and backward; changes memory, not the gradient. ``auto``: as many
-            as fit into free memory.
+        micro_batch_size: Prompts per forward and backward; changes memory, not the gradient. ``auto``: as
+            many as fit into free memory.
         num_iterations: Optimizer steps per rollout, ``mu``.
         max_grad_norm: The gradient is scaled down to this norm.
         warmup_steps: Optimizer steps over which learning rates rise linearly.

@@ -76,7 +76,8 @@ def test_a_grid_is_measured_drawn_and_filled_in(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "points.jsonl").write_text("".join(json.dumps(each) + "\n" for each in known))
     (tmp_path / "page.md").write_text(f"before\n{scaling.START}\nold\n{scaling.END}\nafter\n")
     paths = {"points": tmp_path / "points.jsonl", "plot": tmp_path / "plot.png", "text": tmp_path / "page.md"}
-    scaling.bench_scaling(sys.executable, str(peer), **{name: str(path) for name, path in paths.items()})
+    points, plot, text = map(str, paths.values())
+    scaling.bench_scaling(sys.executable, str(peer), points=points, plot=plot, text=text)
     assert len(scaling.read(paths["points"])) == 2 * len(known)
     assert paths["plot"].stat().st_size > 1000
     page = paths["text"].read_text()
