@@ -21,9 +21,10 @@ from data_modules import World
 from lit_msrl.cli import newest, run
 from lit_msrl.engines import HFEngine
 from lit_msrl.evaluation import judge, load_weights
-from lit_msrl.metrics import JudgementRecord, compare, summarise
+from lit_msrl.metrics import compare, summarise
 from lit_msrl.policy import EMBEDDED, GenerativeRMPolicy
 from lit_msrl.prompts import View, parse, render
+from lit_msrl.records import JudgementRecord
 from lit_msrl.report import JudgementCard, RunSummary, StageSummary, print_table, read_curves, write_report
 from lit_msrl.rewards import RewardSum
 from lit_msrl.types import TASK_TYPES
