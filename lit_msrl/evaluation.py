@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from lit_msrl.engines import RolloutEngine, Sampling
-from lit_msrl.records import JudgementRecord
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import JudgingPrompt, Style, View, parse, render
+from lit_msrl.records import JudgementRecord
 from lit_msrl.types import PreferenceExample
 
 

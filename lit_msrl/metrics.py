@@ -179,9 +179,7 @@ def swap_pairs(records: Sequence[JudgementRecord]) -> list[bool]:
     pairs: defaultdict[tuple[str, int], dict[str, Winner | None]] = defaultdict(dict)
     for record in records:
         pairs[record.id, record.sample][record.order] = record.preferred
-    return [
-        pair["AB"] is not None and pair["AB"] == pair["BA"] for pair in pairs.values() if len(pair) == 2
-    ]
+    return [pair["AB"] is not None and pair["AB"] == pair["BA"] for pair in pairs.values() if len(pair) == 2]
 
 
 def _share(flags: Iterable[bool]) -> float | None:

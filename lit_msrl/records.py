@@ -5,8 +5,8 @@ A file of records holds one JSON object per line, and anyone can write one::
     {"id": "wildvision-7#1f2e", "order": "AB", "sample": 0, "preferred": 1, "confidence": 0.9, "text": "..."}
 
 ``order`` is ``BA`` when candidate 2 was shown as A; ``preferred`` is ``1``, ``2``, ``"tie"`` or ``null`` (no
-verdict could be read), in the *source's own* numbering, whatever the order. ``sample``, ``confidence``, ``text``
-and ``tokens`` (what the judgement cost) may be left out.
+verdict could be read), in the *source's own* numbering, whatever the order. ``sample``, ``confidence``,
+``text`` and ``tokens`` (what the judgement cost) may be left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class JudgementRecord:
         sample: Which of several completions of the same prompt this is; 0 when greedy.
         winner: The better candidate, or ``tie``.
         preferred: The candidate the judge chose, or ``tie``; ``None`` when no verdict could be read.
-        well_formed: Whether the completion keeps to the grammar; of somebody else's record, whether it was read.
+        well_formed: Whether the completion keeps to the grammar; of a record without it, whether it was read.
         confidence: The judge's, between 0 and 1, where it has one.
         text: What the judge wrote.
         tokens: How many tokens the judgement took, where that is known.
@@ -88,8 +88,8 @@ def read_records(path: str | Path, examples: Iterable[PreferenceExample]) -> lis
     An example's id may be given without its ``#`` part where that is unambiguous.
 
     Raises:
-        ValueError: A line is no record, is about no example, or says again what an earlier one said; the message
-            names the file, the row and the field.
+        ValueError: A line is no record, is about no example, or repeats an earlier one; the message names the
+            file, the row and the field.
     """
     known = _by_id(examples)
     records: dict[tuple[str, str, int], JudgementRecord] = {}
@@ -124,7 +124,7 @@ def _by_id(examples: Iterable[PreferenceExample]) -> dict[str, PreferenceExample
     short: dict[str, list[PreferenceExample]] = {}
     for example in examples:
         known[example.id] = example
-        short.setdefault(example.id.partition("#")[0], []).append(example)
+        short.setdefault(example.id.rsplit("#", 1)[0], []).append(example)
     return {name: few[0] for name, few in short.items() if len(few) == 1} | known
 
 
