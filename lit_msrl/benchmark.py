@@ -7,6 +7,7 @@ script computes its numbers. The protocols here hold for every benchmark; its ow
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial as bind
@@ -115,7 +116,13 @@ class Scorecard:
     def to_json(self) -> dict[str, Any]:
         """The scorecard in plain JSON values, a row per figure."""
         rows = [
-            {"protocol": s.protocol, "figure": f.name, "value": f.value, "ci95": f.ci95, "n": f.n}
+            {
+                "protocol": s.protocol,
+                "figure": f.name,
+                "value": None if math.isnan(f.value) else f.value,
+                "ci95": f.ci95,
+                "n": f.n,
+            }
             for s in self.sections
             for f in s.figures
         ]
@@ -276,9 +283,9 @@ def _behaviour(judged: Sequence[Judged]) -> list[Figure]:
 
 def _voting(judged: Sequence[Judged]) -> list[Figure]:
     most = max(len(j.records) for j in judged)
-    if most < 2:
-        return []
-    steps = sorted({2**i for i in range(most.bit_length())} | {most})
+    if most < 3:
+        return []  # of two votes, the first decides
+    steps = sorted({2**i for i in range(most.bit_length()) if i != 1} | {most})
     figures = [share(f"vote@{k}", (_right(j.records[:k], j) for j in judged)) for k in steps]
     if all(r.tokens is not None for j in judged for r in j.records):
         figures += [share(f"tokens@{k}", (_tokens(j.records[:k]) for j in judged)) for k in steps]

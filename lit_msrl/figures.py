@@ -9,6 +9,7 @@ its sums. Nothing here depends on the order of the rows.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -226,10 +227,14 @@ def _draws(table: np.ndarray, values: Callable[[np.ndarray], np.ndarray], seed: 
         result = values(times @ table)
         return result if index.ndim > 1 else result[:, 0]
 
-    result = stats.bootstrap(
-        (np.arange(count),), statistic, vectorized=True, n_resamples=RESAMPLES, method="percentile",
-        batch=max(1, _CELLS // count), rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", stats.DegenerateDataWarning
+        )  # some figures never vary, or lack a group
+        result = stats.bootstrap(
+            (np.arange(count),), statistic, vectorized=True, n_resamples=RESAMPLES, method="percentile",
+            batch=max(1, _CELLS // count), rng=np.random.default_rng(seed),
+        )  # fmt: skip
     return result.bootstrap_distribution
 
 

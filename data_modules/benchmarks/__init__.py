@@ -91,8 +91,10 @@ def _unique(examples: list[PreferenceExample]) -> list[PreferenceExample]:
         examples, key=lambda e: (e.id, str(e.winner), json.dumps(dict(e.facts), sort_keys=True))
     ):
         seen[example.id] += 1
-        again = seen[example.id]
-        unique.append(example if again == 1 else replace(example, id=f"{example.id}~{again}"))
+        if seen[example.id] > 1:
+            facts = {"item": example.id, **example.facts}  # not independent of the first
+            example = replace(example, id=f"{example.id}~{seen[example.id]}", facts=facts)
+        unique.append(example)
     return unique
 
 

@@ -1,0 +1,316 @@
+"""Measure a judge on a benchmark, score records made by anyone, compare two judges.
+
+python experiments/evaluate.py --benchmark=rm_bench --data=chat_filtered.json --options='{"domain": "chat"}' \
+    --model=tiny --out=outputs/evaluations/tiny
+python experiments/evaluate.py score --benchmark=rm_bench --data=FILE --records=FILE [--json]
+python experiments/evaluate.py compare OUT_A OUT_B
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from tqdm import tqdm
+
+from data_modules.benchmarks import find, load, names
+from data_modules.media import Decoder
+from lit_msrl.benchmark import compare, fingerprint, score
+from lit_msrl.cli import run
+from lit_msrl.endpoint import Endpoint
+from lit_msrl.engines import HFEngine
+from lit_msrl.evaluation import Plan, examine, load_weights
+from lit_msrl.judges import EndpointJudge, Judge, PolicyJudge
+from lit_msrl.outputs import refuse_other_settings, write_whole
+from lit_msrl.policy import GenerativeRMPolicy
+from lit_msrl.prompts import Style, View
+from lit_msrl.records import JudgementRecord, read_records, to_line
+from lit_msrl.scorecard import show, show_comparison
+from lit_msrl.types import PreferenceExample
+
+RECORDS, SCORES, SETTINGS = "records.jsonl", "scores.json", "settings.json"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is judged.
+
+    Attributes:
+        benchmark: A module of ``data_modules.benchmarks``, or the dotted name of one of yours.
+        data: Its file, or the id of a hub dataset.
+        options: Options of the benchmark's reader, as JSON, such as ``{"domain": "chat"}``.
+        media_root: Where relative paths of media start; by default the folder of the file.
+        subset: The hub dataset's configuration, if not the benchmark's own.
+        split: The hub dataset's split, if not the benchmark's own.
+        limit: Read at most this many rows.
+    """
+
+    benchmark: str
+    data: str
+    options: dict[str, Any] | None = None
+    media_root: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    limit: int | None = None
+
+    def examples(self) -> list[PreferenceExample]:
+        """The benchmark's examples."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("benchmark", "data")}
+        return load(self.benchmark, self.data, **fields)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who judges, and how.
+
+    Attributes:
+        out: Folder of the records and the scores. Run the same command again to go on where it stopped.
+        model: ``tiny``, a hub id or folder of a model, or a ``.ckpt`` of a stage; with ``endpoint``, its
+        name there. endpoint: Base URL of an OpenAI-compatible API, such as ``http://localhost:8000/v1``.
+        The key is read from
+            ``OPENAI_API_KEY``.
+        votes: Samples of every question, for a majority vote. orders: ``both``, or one order per example by
+        its seeded hash (``random``). early_stop: Stop sampling an example when its vote is decided.
+        temperature: Of sampling; by default 0 for one vote and 1 for several. ``server`` leaves it to the
+        endpoint. view: Evidence as pixels (``visual``) or captions; by default as the checkpoint was
+        trained. style: Prompt wording, ``full`` or ``compact``; by default as the checkpoint was trained.
+        max_completion: Longest judgement in tokens; by default as the checkpoint was trained, else 1024.
+        max_length: Longest prompt plus judgement in tokens. num_frames: Frames of a clip. batch_size:
+        Examples at a time. concurrency: Requests at the same time. retries: How often a failed request is
+        repeated. timeout: Seconds for one request. device: Where the model runs; by default a GPU if there
+        is one. dtype: Of its weights; by default bfloat16 on a GPU, else float32. seed: Of sampling. json:
+        Print the scores as JSON instead of tables.
+    """
+
+    out: str
+    model: str
+    endpoint: str | None = None
+    votes: int = 1
+    orders: Literal["both", "random"] = "both"
+    early_stop: bool = False
+    temperature: float | Literal["server"] | None = None
+    view: View | None = None
+    style: Style | None = None
+    max_completion: int | None = None
+    max_length: int = 8192
+    num_frames: int = 8
+    batch_size: int = 8
+    concurrency: int = 8
+    retries: int = 4
+    timeout: float = 300.0
+    device: str | None = None
+    dtype: str | None = None
+    seed: int = 0
+    json: bool = False
+
+
+def ask(material: Material, asking: Asking) -> None:
+    """Judge a benchmark and score it."""
+    find(material.benchmark)
+    examples = material.examples()
+    folder, trained = Path(asking.out), _trained(asking)
+    plan = Plan(
+        view=asking.view or trained.get("view", "visual"),
+        style=asking.style or trained.get("style", "compact" if asking.model == "tiny" else "full"),
+        both_orders=asking.orders == "both",
+        votes=asking.votes,
+        early_stop=asking.early_stop,
+        batch_size=asking.batch_size,
+    )
+    longest = asking.max_completion or trained.get("max_completion", 144 if asking.model == "tiny" else 1024)
+    settings = _settings(material, asking, plan, examples) | {"max_completion": longest}
+    refuse_other_settings(folder, settings, option="--out")
+    done = _resume(folder / RECORDS, examples)
+    todo = len(examples) * plan.judgements - len(done)
+    if todo > 0:
+        judge = _judge(asking, trained, longest, settings["temperature"])
+        _write(folder / RECORDS, judge, examples, plan, done, Decoder(asking.num_frames))
+    _score(material, examples, folder / RECORDS, as_json=asking.json, scores=folder / SCORES)
+
+
+def _write(
+    path: Path,
+    judge: Judge,
+    examples: Sequence[PreferenceExample],
+    plan: Plan,
+    done: Sequence[JudgementRecord],
+    decoder: Decoder,
+) -> None:
+    """Append one line per judgement, each as soon as it is there."""
+    right, unread = sum(r.correct for r in done), sum(r.preferred is None for r in done)
+    total = len(examples) * plan.judgements
+    with (
+        path.open("a", encoding="utf-8") as file,
+        tqdm(total=total, initial=len(done), desc="judging") as bar,
+    ):
+        for record in examine(judge, examples, plan, decode=decoder.example, done=done):
+            file.write(to_line(record))
+            file.flush()
+            right, unread = right + record.correct, unread + (record.preferred is None)
+            bar.update()
+            bar.set_postfix_str(f"right {right / bar.n:.0%}, unread {unread / bar.n:.0%}", refresh=False)
+
+
+def _resume(path: Path, examples: Sequence[PreferenceExample]) -> list[JudgementRecord]:
+    """What was judged already; a last line that was cut off is removed."""
+    text = path.read_bytes() if path.is_file() else b""
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        path.write_bytes(whole)
+    return read_records(path, examples) if whole else []
+
+
+def _settings(
+    material: Material, asking: Asking, plan: Plan, examples: Sequence[PreferenceExample]
+) -> dict[str, Any]:
+    temperature = (0.0 if asking.votes == 1 else 1.0) if asking.temperature is None else asking.temperature
+    plans = {name: value for name, value in asdict(plan).items() if name != "batch_size"}
+    who = {"model": asking.model, "endpoint": asking.endpoint, "num_frames": asking.num_frames}
+    version = {"version": find(material.benchmark).version, "examples": fingerprint(examples)}
+    return asdict(material) | version | who | plans | {"temperature": temperature, "seed": asking.seed}
+
+
+def _trained(asking: Asking) -> dict[str, Any]:
+    """The model settings of a checkpoint's stage, from the configuration beside it."""
+    if asking.endpoint is not None or not asking.model.endswith(".ckpt"):
+        return {}
+    checkpoint = Path(asking.model)
+    config = checkpoint.parent.parent / "config.yaml"
+    if not checkpoint.is_file():
+        raise ValueError(f"{checkpoint}: no such checkpoint")
+    if not config.is_file():
+        raise ValueError(f"{config} is missing; a stage writes it, and it says what model {checkpoint} is of")
+    return yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
+
+
+def _judge(asking: Asking, trained: dict[str, Any], longest: int, temperature: float | str) -> Judge:
+    if asking.endpoint is not None:
+        endpoint = Endpoint(asking.endpoint, asking.model, asking.concurrency, asking.retries, asking.timeout)
+        chosen = None if isinstance(temperature, str) else temperature
+        return EndpointJudge(endpoint, max_completion=longest, temperature=chosen)
+    if isinstance(temperature, str):
+        raise ValueError("temperature 'server' is for endpoints; give a number")
+    policy = _policy(asking, trained)
+    return PolicyJudge(policy, HFEngine(), max_completion=longest, temperature=temperature, seed=asking.seed)
+
+
+def _policy(asking: Asking, trained: dict[str, Any]) -> GenerativeRMPolicy:
+    device = asking.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = asking.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    policy = {"class_path": "lit_msrl.policy.GenerativeRMPolicy", "init_args": {"model_name": asking.model}}
+    policy = trained.get("policy", policy)
+    policy["init_args"] |= {"dtype": dtype, "max_length": asking.max_length}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(GenerativeRMPolicy, "policy")
+    found = parser.instantiate(parser.parse_object({"policy": policy}))["policy"]
+    if trained:
+        load_weights(found, Path(asking.model))
+    return found.to(device).eval()
+
+
+def _score(
+    material: Material,
+    examples: Sequence[PreferenceExample],
+    records: Path,
+    *,
+    as_json: bool,
+    partial: bool = False,
+    scores: Path | None = None,
+) -> None:
+    benchmark = find(material.benchmark)
+    card = score(benchmark, examples, read_records(records, examples), partial=partial)
+    text = json.dumps(card.to_json(), indent=2, allow_nan=False) + "\n"
+    if scores is not None:
+        write_whole(scores, text)
+    if as_json:
+        print(text, end="")
+        return
+    console = Console()
+    show(console, benchmark, card)
+    if scores is not None:
+        console.print(f"Records: {records}\nScores: {scores}", soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored.
+
+    Attributes:
+        records: The file of records; its format is described in ``lit_msrl/records.py``.
+        partial: Score what was judged, even if that is not all.
+        json: Print JSON instead of tables.
+    """
+
+    records: str
+    partial: bool = False
+    json: bool = False
+
+
+def score_records(material: Material, scoring: Scoring) -> None:
+    """Score records made by anyone."""
+    find(material.benchmark)
+    _score(
+        material, material.examples(), Path(scoring.records), as_json=scoring.json, partial=scoring.partial
+    )
+
+
+def compare_runs(a: str, b: str, *, as_json: bool) -> None:
+    """Compare two folders of ``evaluate.py`` that hold the same examples."""
+    held = [_held(folder) for folder in (a, b)]
+    if held[0]["examples"] != held[1]["examples"] or held[0]["benchmark"] != held[1]["benchmark"]:
+        raise ValueError(f"{a} and {b} were judged on other examples; compare judges on the same")
+    material = Material(**{name: held[0][name] for name in Material.__dataclass_fields__})
+    examples = material.examples()
+    if fingerprint(examples) != held[0]["examples"]:
+        raise ValueError(f"{material.data} has changed since {a} was judged")
+    first, second = (read_records(Path(folder) / RECORDS, examples) for folder in (a, b))
+    sections, tests = compare(find(material.benchmark), examples, first, second)
+    if as_json:
+        figures = {s.protocol: [asdict(f) for f in s.figures] for s in sections}
+        print(json.dumps({"a": a, "b": b, "differences": figures, "tests": tests}, indent=2))
+        return
+    show_comparison(Console(), f"{find(material.benchmark).title}: {a} minus {b}", sections, tests)
+
+
+def _held(folder: str) -> dict[str, Any]:
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; compare takes two folders that evaluate.py made with --out")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parse the command line and do what it says."""
+    words = list(sys.argv[1:] if args is None else args)
+    command = words.pop(0) if words and words[0] in ("score", "compare") else "judge"
+    parser = ArgumentParser(
+        prog=f"evaluate.py {command}".removesuffix(" judge"),
+        description=f"{__doc__}" + f"\nBenchmarks: {', '.join(names())}.",
+        exit_on_error=False,
+    )
+    if command == "compare":
+        parser.add_argument("a", type=str, help="A folder made with --out.")
+        parser.add_argument("b", type=str, help="Another, of the same data.")
+        parser.add_argument("--json", type=bool, default=False, action="store_true", help="Print JSON.")
+        found = parser.parse_args(words)
+        compare_runs(found.a, found.b, as_json=found.json)
+        return
+    second = Scoring if command == "score" else Asking
+    parser.add_class_arguments(Material)
+    parser.add_class_arguments(second)
+    found = parser.parse_args(words)
+    material = Material(**{name: found[name] for name in Material.__dataclass_fields__})
+    rest = second(**{name: found[name] for name in second.__dataclass_fields__})
+    ask(material, rest) if isinstance(rest, Asking) else score_records(material, rest)
+
+
+if __name__ == "__main__":
+    run(main)
