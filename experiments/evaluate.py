@@ -37,6 +37,7 @@ from lit_msrl.scorecard import show, show_comparison
 from lit_msrl.types import PreferenceExample
 
 RECORDS, SCORES, SETTINGS = "records.jsonl", "scores.json", "settings.json"
+FLAGS = ("--json", "--partial", "--early_stop")  # need no "=true"
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,7 @@ def _held(folder: str) -> dict[str, Any]:
 def main(args: Sequence[str] | None = None) -> None:
     """Parse the command line and do what it says."""
     words = list(sys.argv[1:] if args is None else args)
+    words = [f"{word}=true" if word in FLAGS else word for word in words]
     command = words.pop(0) if words and words[0] in ("score", "compare") else "judge"
     parser = ArgumentParser(
         prog=f"evaluate.py {command}".removesuffix(" judge"),
@@ -299,7 +301,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if command == "compare":
         parser.add_argument("a", type=str, help="A folder made with --out.")
         parser.add_argument("b", type=str, help="Another, of the same data.")
-        parser.add_argument("--json", type=bool, default=False, action="store_true", help="Print JSON.")
+        parser.add_argument("--json", type=bool, default=False, help="Print JSON.")
         found = parser.parse_args(words)
         compare_runs(found.a, found.b, as_json=found.json)
         return

@@ -145,10 +145,11 @@ def margin(records: Records) -> float:
 
 
 def confidence(records: Records, verdict: Winner | None) -> float:
-    """How sure the judgements are of a verdict: their mean probability of it.
+    """How sure the judgements are of a verdict: their mean probability of it, 0 of no verdict.
 
-    A judgement without a confidence of its own is sure of what it says; one that could not be read says a
-    half.
+    A judgement without a confidence of its own is sure of what it says; an unread one says a half.
     """
+    if verdict is None:
+        return 0.0
     said = [(r.preferred, 1.0 if r.confidence is None else r.confidence) for r in records]
     return sum(0.5 if p is None else c if p == verdict else 1 - c for p, c in said) / len(said)

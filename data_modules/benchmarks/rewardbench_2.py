@@ -154,12 +154,12 @@ BENCHMARK = Benchmark(
     version=1,
     group=_group,
     protocols={
-        "official formula, pairwise": Protocol(
-            "one judgement per comparison in random order; overall is the mean of the subsets; unread wins "
-            "nothing",
+        "pairwise": Protocol(
+            "the official formulas on comparisons, each judged once in random order; overall is the mean of "
+            "the subsets; unread wins nothing",
             partial(_pairwise, ballots.in_random_order),
         ),
-        "official formula, pairwise, both orders": Protocol(
+        "pairwise, both orders": Protocol(
             "the same from both orders: a comparison is won in most of its judgements, a half is not enough",
             partial(_pairwise, ballots.in_both_orders),
         ),
