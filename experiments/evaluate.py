@@ -13,25 +13,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from tqdm import tqdm
 
 from data_modules.benchmarks import find, load, names
-from data_modules.media import Decoder
+from data_modules.media import Decoder, MediaError
+from experiments.judging import Asking, judge_for, trained_as
 from lit_msrl.benchmark import compare, fingerprint, score
 from lit_msrl.cli import run
-from lit_msrl.endpoint import Endpoint
-from lit_msrl.engines import HFEngine
-from lit_msrl.evaluation import Plan, examine, load_weights
-from lit_msrl.judges import EndpointJudge, Judge, PolicyJudge
+from lit_msrl.evaluation import Plan, examine
+from lit_msrl.judges import Judge
 from lit_msrl.outputs import refuse_other_settings, write_whole
-from lit_msrl.policy import GenerativeRMPolicy
-from lit_msrl.prompts import Style, View
 from lit_msrl.records import JudgementRecord, read_records, to_line
 from lit_msrl.scorecard import show, show_comparison
 from lit_msrl.types import PreferenceExample
@@ -68,56 +63,11 @@ class Material:
         return load(self.benchmark, self.data, **fields)
 
 
-@dataclass(frozen=True)
-class Asking:
-    """Who judges, and how.
-
-    Attributes:
-        out: Folder of the records and the scores. Run the same command again to go on where it stopped.
-        model: ``tiny``, a hub id or folder of a model, or a ``.ckpt`` of a stage; with ``endpoint``, its
-        name there. endpoint: Base URL of an OpenAI-compatible API, such as ``http://localhost:8000/v1``.
-        The key is read from
-            ``OPENAI_API_KEY``.
-        votes: Samples of every question, for a majority vote. orders: ``both``, or one order per example by
-        its seeded hash (``random``). early_stop: Stop sampling an example when its vote is decided.
-        temperature: Of sampling; by default 0 for one vote and 1 for several. ``server`` leaves it to the
-        endpoint. view: Evidence as pixels (``visual``) or captions; by default as the checkpoint was
-        trained. style: Prompt wording, ``full`` or ``compact``; by default as the checkpoint was trained.
-        max_completion: Longest judgement in tokens; by default as the checkpoint was trained, else 1024.
-        max_length: Longest prompt plus judgement in tokens. num_frames: Frames of a clip. batch_size:
-        Examples at a time. concurrency: Requests at the same time. retries: How often a failed request is
-        repeated. timeout: Seconds for one request. device: Where the model runs; by default a GPU if there
-        is one. dtype: Of its weights; by default bfloat16 on a GPU, else float32. seed: Of sampling. json:
-        Print the scores as JSON instead of tables.
-    """
-
-    out: str
-    model: str
-    endpoint: str | None = None
-    votes: int = 1
-    orders: Literal["both", "random"] = "both"
-    early_stop: bool = False
-    temperature: float | Literal["server"] | None = None
-    view: View | None = None
-    style: Style | None = None
-    max_completion: int | None = None
-    max_length: int = 8192
-    num_frames: int = 8
-    batch_size: int = 8
-    concurrency: int = 8
-    retries: int = 4
-    timeout: float = 300.0
-    device: str | None = None
-    dtype: str | None = None
-    seed: int = 0
-    json: bool = False
-
-
 def ask(material: Material, asking: Asking) -> None:
     """Judge a benchmark and score it."""
     find(material.benchmark)
     examples = material.examples()
-    folder, trained = Path(asking.out), _trained(asking)
+    folder, trained = Path(asking.out), trained_as(asking)
     plan = Plan(
         view=asking.view or trained.get("view", "visual"),
         style=asking.style or trained.get("style", "compact" if asking.model == "tiny" else "full"),
@@ -132,8 +82,11 @@ def ask(material: Material, asking: Asking) -> None:
     done = _resume(folder / RECORDS, examples)
     todo = len(examples) * plan.judgements - len(done)
     if todo > 0:
-        judge = _judge(asking, trained, longest, settings["temperature"])
-        _write(folder / RECORDS, judge, examples, plan, done, Decoder(asking.num_frames))
+        judge = judge_for(asking, trained, longest, settings["temperature"])
+        try:
+            _write(folder / RECORDS, judge, examples, plan, done, Decoder(asking.num_frames))
+        except MediaError as error:
+            raise ValueError(f"{material.data}: {error}") from error
     _score(material, examples, folder / RECORDS, as_json=asking.json, scores=folder / SCORES)
 
 
@@ -177,44 +130,6 @@ def _settings(
     who = {"model": asking.model, "endpoint": asking.endpoint, "num_frames": asking.num_frames}
     version = {"version": find(material.benchmark).version, "examples": fingerprint(examples)}
     return asdict(material) | version | who | plans | {"temperature": temperature, "seed": asking.seed}
-
-
-def _trained(asking: Asking) -> dict[str, Any]:
-    """The model settings of a checkpoint's stage, from the configuration beside it."""
-    if asking.endpoint is not None or not asking.model.endswith(".ckpt"):
-        return {}
-    checkpoint = Path(asking.model)
-    config = checkpoint.parent.parent / "config.yaml"
-    if not checkpoint.is_file():
-        raise ValueError(f"{checkpoint}: no such checkpoint")
-    if not config.is_file():
-        raise ValueError(f"{config} is missing; a stage writes it, and it says what model {checkpoint} is of")
-    return yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
-
-
-def _judge(asking: Asking, trained: dict[str, Any], longest: int, temperature: float | str) -> Judge:
-    if asking.endpoint is not None:
-        endpoint = Endpoint(asking.endpoint, asking.model, asking.concurrency, asking.retries, asking.timeout)
-        chosen = None if isinstance(temperature, str) else temperature
-        return EndpointJudge(endpoint, max_completion=longest, temperature=chosen)
-    if isinstance(temperature, str):
-        raise ValueError("temperature 'server' is for endpoints; give a number")
-    policy = _policy(asking, trained)
-    return PolicyJudge(policy, HFEngine(), max_completion=longest, temperature=temperature, seed=asking.seed)
-
-
-def _policy(asking: Asking, trained: dict[str, Any]) -> GenerativeRMPolicy:
-    device = asking.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = asking.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    policy = {"class_path": "lit_msrl.policy.GenerativeRMPolicy", "init_args": {"model_name": asking.model}}
-    policy = trained.get("policy", policy)
-    policy["init_args"] |= {"dtype": dtype, "max_length": asking.max_length}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(GenerativeRMPolicy, "policy")
-    found = parser.instantiate(parser.parse_object({"policy": policy}))["policy"]
-    if trained:
-        load_weights(found, Path(asking.model))
-    return found.to(device).eval()
 
 
 def _score(

@@ -1,49 +1,24 @@
 """A benchmark and its protocols; records of judgements in, every published form of the number out.
 
 A benchmark is data (``to_example`` of its module), a grouping, and *protocols*: each the way some paper or
-script computes its numbers. The protocols here hold for every benchmark; its own are beside its data.
+script computes its numbers. Those that hold everywhere are in ``protocols``, a benchmark's own beside its
+data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial as bind
 from typing import Any
 
 from lit_msrl import ballots, metrics
 from lit_msrl.ballots import Judged, NotJudged
-from lit_msrl.figures import (
-    Estimate,
-    Figure,
-    calibration_error,
-    differences,
-    estimate,
-    grouped,
-    selective,
-    share,
-)
-from lit_msrl.metrics import swap_pairs
+from lit_msrl.figures import Estimate, Figure, differences, estimate
+from lit_msrl.protocols import Group, Protocol, everywhere
 from lit_msrl.records import JudgementRecord
 from lit_msrl.types import PreferenceExample
-from lit_msrl.voting import decided
-
-COVERAGES = (0.5, 0.8)
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A way to compute a benchmark's numbers.
-
-    Attributes:
-        how: One line that says it to a reader.
-        figures: From what was judged to its figures; may raise ``NotJudged``.
-    """
-
-    how: str
-    figures: Callable[[Sequence[Judged]], list[Figure]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +38,7 @@ class Benchmark:
 
     title: str
     version: int
-    group: Callable[[PreferenceExample], str]
+    group: Group
     protocols: Mapping[str, Protocol]
     macro: bool = True
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -221,7 +196,10 @@ def _protocols(
     benchmark: Benchmark, judged: Sequence[Judged]
 ) -> tuple[dict[str, tuple[str, list[Figure]]], dict[str, str]]:
     found, left_out = {}, {}
-    for name, protocol in {**benchmark.protocols, **everywhere(benchmark)}.items():
+    for name, protocol in {
+        **benchmark.protocols,
+        **everywhere(benchmark.group, macro=benchmark.macro),
+    }.items():
         try:
             figures = protocol.figures(judged)
         except NotJudged as reason:
@@ -230,91 +208,6 @@ def _protocols(
         if figures:
             found[name] = protocol.how, figures
     return found, left_out
-
-
-# ---- protocols that hold everywhere --------------------------------------------------------------------
-
-
-def everywhere(benchmark: Benchmark) -> dict[str, Protocol]:
-    """The protocols that this project adds to every benchmark."""
-    return {
-        "strict": Protocol(
-            "every judgement counts alike, all orders that were asked; unread is wrong",
-            bind(_strict, benchmark, ballots.right),
-        ),
-        "robust": Protocol(
-            "an example is right when it is in both orders and in every sample; unread is wrong",
-            bind(_strict, benchmark, ballots.all_right),
-        ),
-        "judge": Protocol("what the judge does, whoever is right", _behaviour),
-        "voting": Protocol(
-            "the majority of the first judgements of each example, orders in turn; a draw goes to the first",
-            _voting,
-        ),
-        "confidence": Protocol(
-            "of the vote: how far confidence misses accuracy, and accuracy on the most confident part",
-            _confidence,
-        ),
-    }
-
-
-def _strict(
-    benchmark: Benchmark, rule: Callable[[ballots.Records], float], judged: Sequence[Judged]
-) -> list[Figure]:
-    same = ballots.same_number(judged)
-    chosen = ballots.in_both_orders(same) if rule is ballots.all_right else [j.records for j in same]
-    groups = [benchmark.group(j.example) for j in judged]
-    return grouped(groups, map(rule, chosen), macro="macro" if benchmark.macro else None)
-
-
-def _behaviour(judged: Sequence[Judged]) -> list[Figure]:
-    same = ballots.same_number(judged)
-    counts = [len(j.records) for j in same]
-    choices = [sum(r.decided for r in j.records) for j in same]
-    pairs = [swap_pairs(j.records) for j in same]
-    figures = [
-        share("parse failures", (sum(r.preferred is None for r in j.records) for j in same), counts),
-        share("first-position rate", (sum(r.chose_first for r in j.records) for j in same), choices),
-    ]
-    if any(pairs):
-        figures.append(share("swap consistency", map(sum, pairs), map(len, pairs)))
-    return figures
-
-
-def _voting(judged: Sequence[Judged]) -> list[Figure]:
-    most = max(len(j.records) for j in judged)
-    if most < 3:
-        return []  # of two votes, the first decides
-    steps = sorted({2**i for i in range(most.bit_length()) if i != 1} | {most})
-    figures = [share(f"vote@{k}", (_right(j.records[:k], j) for j in judged)) for k in steps]
-    if all(r.tokens is not None for j in judged for r in j.records):
-        figures += [share(f"tokens@{k}", (_tokens(j.records[:k]) for j in judged)) for k in steps]
-        figures.append(share(f"tokens@{most}, stopped when decided", (_needed(j, most) for j in judged)))
-    return figures
-
-
-def _confidence(judged: Sequence[Judged]) -> list[Figure]:
-    if all(len(j.records) == 1 and j.records[0].confidence is None for j in judged):
-        return []
-    sure = [ballots.confidence(j.records, ballots.vote(j.records)) for j in judged]
-    right = [_right(j.records, j) for j in judged]
-    figures = [calibration_error("calibration error", sure, right)]
-    return figures + [selective(f"accuracy at {part:.0%} coverage", sure, right, part) for part in COVERAGES]
-
-
-def _right(records: ballots.Records, judged: Judged) -> bool:
-    return ballots.vote(records) == judged.example.winner
-
-
-def _tokens(records: ballots.Records) -> int:
-    return sum(record.tokens or 0 for record in records)
-
-
-def _needed(judged: Judged, planned: int) -> int:
-    """Tokens until the vote is decided."""
-    said = [record.preferred for record in judged.records]
-    enough = next((i for i in range(1, len(said)) if decided(said[:i], planned)), len(said))
-    return _tokens(judged.records[:enough])
 
 
 def _votes(judged: Sequence[Judged]) -> list[JudgementRecord]:

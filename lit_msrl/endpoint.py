@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint: many requests at once, repeated when they fail, and one line when that fails.
+"""Any OpenAI-compatible endpoint: many requests at once, repeated when they fail; one line when that fails.
 
 The key is read from the environment (``OPENAI_API_KEY``) by the client, and is neither logged nor stored.
 """

@@ -20,7 +20,7 @@ CURVE = "voting"  # the protocol whose figures are points of a curve
 def show(console: Console, benchmark: Benchmark, card: Scorecard) -> None:
     """Print everything a scorecard says."""
     console.print(_heading(benchmark, card), highlight=False)
-    table = _table("accuracy, %")
+    table = _table("%")
     for section in [section for section in card.sections if section.protocol != CURVE]:
         _add(table, section, _percent, _range)
     console.print(table)
@@ -34,7 +34,7 @@ def show_comparison(
 ) -> None:
     """Print how much better one judge is than another."""
     console.print(f"[bold]{escape(title)}[/], paired on the same examples", highlight=False)
-    table = _table("difference, points")
+    table = _table("points")
     for section in [section for section in sections if section.protocol != CURVE]:
         _add(table, section, _points, _point_range)
     console.print(table)
@@ -67,7 +67,7 @@ def _table(number: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("protocol", "figure"):
         table.add_column(name, no_wrap=True)
-    for name in (number, "95 % interval", "items"):
+    for name in (number, "95 % interval", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     return table
 

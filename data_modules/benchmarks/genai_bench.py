@@ -18,8 +18,9 @@ from data_modules.datasets import fields
 from data_modules.datasets.fields import Row
 from lit_msrl import ballots
 from lit_msrl.ballots import Judged
-from lit_msrl.benchmark import Benchmark, Protocol
+from lit_msrl.benchmark import Benchmark
 from lit_msrl.figures import Figure, share
+from lit_msrl.protocols import Protocol
 from lit_msrl.records import JudgementRecord
 from lit_msrl.types import PreferenceExample, TaskType, Winner
 

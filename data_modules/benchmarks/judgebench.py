@@ -13,8 +13,9 @@ from data_modules.datasets import fields, judgebench
 from data_modules.datasets.fields import Row
 from lit_msrl import ballots
 from lit_msrl.ballots import Judged
-from lit_msrl.benchmark import Benchmark, Protocol
+from lit_msrl.benchmark import Benchmark
 from lit_msrl.figures import Figure, grouped
+from lit_msrl.protocols import Protocol
 from lit_msrl.types import PreferenceExample
 
 _CATEGORIES = {"livebench-reasoning": "reasoning", "livebench-math": "math", "livecodebench": "coding"}

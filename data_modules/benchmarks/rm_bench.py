@@ -15,8 +15,9 @@ from data_modules.datasets import fields
 from data_modules.datasets.fields import Row
 from lit_msrl import ballots
 from lit_msrl.ballots import Judged, Records
-from lit_msrl.benchmark import Benchmark, Protocol
+from lit_msrl.benchmark import Benchmark
 from lit_msrl.figures import Figure, mean, share
+from lit_msrl.protocols import Protocol
 from lit_msrl.types import PreferenceExample
 
 _STYLES = 3

@@ -23,6 +23,7 @@ from tests.benchmarks.made import (
     silent,
     write_rows,
 )
+from tests.experiments.made import REPOSITORY
 
 TIED = ("genai_bench", "videogen_rewardbench")
 PUBLISHED_ONLY = ("judge", "voting", "confidence")
@@ -148,6 +149,22 @@ def test_a_benchmark_of_ones_own_is_found_by_its_dotted_name():
     assert find("data_modules.benchmarks.judgebench") is find("judgebench")
     with pytest.raises(ValueError, match="unknown benchmark 'judgebenc'; use genai_bench, judgebench"):
         find("judgebenc")
+
+
+def test_the_manuals_benchmark_works(tmp_path, monkeypatch):
+    manual = (REPOSITORY / "docs" / "evaluation.md").read_text()
+    (tmp_path / "manual_benchmark").mkdir()
+    (tmp_path / "manual_benchmark" / "mine.py").write_text(manual.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [
+        {"id": f"r{i}", "question": "?", "a": "yes", "b": "no", "better": 1 + i % 2, "topic": f"t{i % 3}"}
+        for i in range(6)
+    ]
+    name = "manual_benchmark.mine"
+    examples = load(name, write_rows(tmp_path / "rows.jsonl", *rows))
+    card = score(find(name), examples, records(examples, always_a))
+    assert card["official", "overall"].value == 0.5
+    assert {f.name for s in card.sections if s.protocol == "official" for f in s.figures} > {"t0", "t1", "t2"}
 
 
 def test_what_is_said_twice_of_a_pair_is_one_item():

@@ -200,7 +200,7 @@ def test_videogen_ties_agree_with_the_published_loop_where_margins_are_distinct(
         figure = calibrated_ties("x", better.tolist(), margins.tolist())
         none = float((better * margins > 0).mean())
         assert figure.value(figure.columns.sum(0)) == pytest.approx(
-            max(published_loop(better, margins), none)
+            max(published_loop(better.tolist(), margins.tolist()), none)
         )
 
 
