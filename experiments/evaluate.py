@@ -32,6 +32,12 @@ from lit_msrl.scorecard import show, show_comparison
 from lit_msrl.types import PreferenceExample
 
 RECORDS, SCORES, SETTINGS = "records.jsonl", "scores.json", "settings.json"
+DESCRIPTIONS = {
+    "judge": "Measure a judge on a benchmark. `evaluate.py score` scores records made by anyone, `evaluate.py "
+    "compare` compares two judges.",
+    "score": "Score records made by anyone.",
+    "compare": "Compare two judges on the same examples, from the folders evaluate.py made.",
+}
 FLAGS = ("--json", "--partial", "--early_stop")  # need no "=true"
 
 
@@ -210,7 +216,7 @@ def main(args: Sequence[str] | None = None) -> None:
     command = words.pop(0) if words and words[0] in ("score", "compare") else "judge"
     parser = ArgumentParser(
         prog=f"evaluate.py {command}".removesuffix(" judge"),
-        description=f"{__doc__}" + f"\nBenchmarks: {', '.join(names())}.",
+        description=f"{DESCRIPTIONS[command]} Benchmarks: {', '.join(names())}.",
         exit_on_error=False,
     )
     if command == "compare":

@@ -24,21 +24,28 @@ class Asking:
 
     Attributes:
         out: Folder of the records and the scores. Run the same command again to go on where it stopped.
-        model: ``tiny``, a hub id or folder of a model, or a ``.ckpt`` of a stage; with ``endpoint``, its
-        name there. endpoint: Base URL of an OpenAI-compatible API, such as ``http://localhost:8000/v1``.
-        The key is read from
-            ``OPENAI_API_KEY``.
-        votes: Samples of every question, for a majority vote. orders: ``both``, or one order per example by
-        its seeded hash (``random``). early_stop: Stop sampling an example when its vote is decided.
+        model: ``tiny``, a hub id or folder of a model, or a ``.ckpt`` of a stage; with an endpoint, the name
+            it has there.
+        endpoint: Base URL of an OpenAI-compatible API, such as ``http://localhost:8000/v1``. The key is read
+            from ``OPENAI_API_KEY``.
+        votes: Samples of every question, for a majority vote.
+        orders: ``both``, or one order per example by its seeded hash (``random``).
+        early_stop: Stop sampling an example when its vote is decided.
         temperature: Of sampling; by default 0 for one vote and 1 for several. ``server`` leaves it to the
-        endpoint. view: Evidence as pixels (``visual``) or captions; by default as the checkpoint was
-        trained. style: Prompt wording, ``full`` or ``compact``; by default as the checkpoint was trained.
+            endpoint.
+        view: Evidence as pixels (``visual``) or captions; by default as the checkpoint was trained.
+        style: Prompt wording, ``full`` or ``compact``; by default as the checkpoint was trained.
         max_completion: Longest judgement in tokens; by default as the checkpoint was trained, else 1024.
-        max_length: Longest prompt plus judgement in tokens. num_frames: Frames of a clip. batch_size:
-        Examples at a time. concurrency: Requests at the same time. retries: How often a failed request is
-        repeated. timeout: Seconds for one request. device: Where the model runs; by default a GPU if there
-        is one. dtype: Of its weights; by default bfloat16 on a GPU, else float32. seed: Of sampling. json:
-        Print the scores as JSON instead of tables.
+        max_length: Longest prompt plus judgement in tokens.
+        num_frames: Frames of a clip.
+        batch_size: Examples at a time.
+        concurrency: Requests at the same time.
+        retries: How often a failed request is repeated.
+        timeout: Seconds for one request.
+        device: Where the model runs; by default a GPU if there is one.
+        dtype: Of its weights; by default bfloat16 on a GPU, else float32.
+        seed: Of sampling.
+        json: Print the scores as JSON instead of tables.
     """
 
     out: str
