@@ -33,8 +33,8 @@ from lit_msrl.types import PreferenceExample
 
 RECORDS, SCORES, SETTINGS = "records.jsonl", "scores.json", "settings.json"
 DESCRIPTIONS = {
-    "judge": "Measure a judge on a benchmark. `evaluate.py score` scores records made by anyone, `evaluate.py "
-    "compare` compares two judges.",
+    "judge": "Measure a judge on a benchmark. `evaluate.py score` scores records made by anyone, "
+    "`evaluate.py compare` compares two judges.",
     "score": "Score records made by anyone.",
     "compare": "Compare two judges on the same examples, from the folders evaluate.py made.",
 }

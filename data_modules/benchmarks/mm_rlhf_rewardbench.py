@@ -2,8 +2,8 @@
 
 Schema: ``id, image`` or ``video, prompt, chosen, rejected``. Label: ``chosen`` is better and candidate 1.
 Rows with the same id are pairs of one item. The category is the first of mcq, long, short, safety and video
-that the path of the medium contains (42, 37, 34, 32 and 25 of 170 pairs). Licence: see the dataset.
-Citation: Zhang et al., MM-RLHF, arXiv:2502.10391.
+that the path of the medium contains (42, 37, 34, 32 and 25 of 170 pairs).
+Licence: see the dataset. Citation: Zhang et al., MM-RLHF, arXiv:2502.10391.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ other, not with those papers.** Keep these clips out of training: ``held_out`` t
 Schema: ``video, chosen, rejected`` and ``prompt``, or, in the conversation form, ``conversations[0].value``
 beginning with ``<video>`` and ``chosen, rejected`` as turns. Label: ``chosen`` is better and candidate 1. A
 file in the form of UnifiedReward's script (``prompt, images`` (frames), ``responses[2], answer``) is read
-whole: it is a test set already. Licence: Apache-2.0. Citation: Zhang et al., LLaVA-Hound-DPO,
-arXiv:2404.01258.
+whole: it is a test set already.
+Licence: Apache-2.0. Citation: Zhang et al., LLaVA-Hound-DPO, arXiv:2404.01258.
 """
 
 from __future__ import annotations
