@@ -21,9 +21,11 @@ from data_modules import World
 from lit_msrl.cli import newest, run
 from lit_msrl.engines import HFEngine
 from lit_msrl.evaluation import judge, load_weights
-from lit_msrl.metrics import JudgementRecord, compare, summarise
+from lit_msrl.metrics import compare, summarise
+from lit_msrl.outputs import refuse_other_settings, write_whole
 from lit_msrl.policy import EMBEDDED, GenerativeRMPolicy
 from lit_msrl.prompts import View, parse, render
+from lit_msrl.records import JudgementRecord
 from lit_msrl.report import JudgementCard, RunSummary, StageSummary, print_table, read_curves, write_report
 from lit_msrl.rewards import RewardSum
 from lit_msrl.types import TASK_TYPES
@@ -67,7 +69,7 @@ def pipeline(
     folder = Path(outputs)
     settings = {"seed": seed, "test_size": test_size, "ladder_size": ladder_size, "options": options or []}
     settings["base"] = (EMBEDDED / "SHA256SUMS").read_text().split()[0]
-    refuse_other_settings(folder, settings)
+    refuse_other_settings(folder, settings, option="--outputs")
     stages = [StageSummary("base", "base", 0, 0.0, ladder(folder, "base", None, ladder_size))]
     for arm, names in ARMS.items():
         for name in names:
@@ -202,31 +204,6 @@ def cards(records: list[JudgementRecord], size: int, count: int = 12) -> list[Ju
         parts = {name: float(part[0]) for name, part in scores.parts.items()}
         chosen.append(JudgementCard(prompt, record.text, record.correct, parts, "msrl"))
     return chosen
-
-
-def refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to mix runs with other settings in one folder.
-
-    Raises:
-        ValueError: The folder holds a run with another seed, size, base model or other options.
-    """
-    path = folder / "settings.json"
-    held = json.loads(path.read_text()) if path.is_file() else settings
-    changed = [name for name in settings if held.get(name) != settings[name]]
-    if changed:
-        differences = ", ".join(f"{name} {held.get(name)} instead of {settings[name]}" for name in changed)
-        raise ValueError(
-            f"{folder} holds a run with {differences}; choose another --outputs or remove the folder"
-        )
-    write_whole(path, json.dumps(settings))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""A judge measured: greedy verdicts on examples, in both orders, as records."""
+"""A judge measured: its verdicts on examples, in both orders, once or several times, as records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,11 +11,102 @@ from pickle import UnpicklingError
 import torch
 from tqdm import tqdm
 
-from lit_msrl.engines import RolloutEngine, Sampling
-from lit_msrl.metrics import JudgementRecord
+from lit_msrl.engines import RolloutEngine
+from lit_msrl.judges import Answer, Judge, PolicyJudge
 from lit_msrl.policy import GenerativeRMPolicy
-from lit_msrl.prompts import JudgingPrompt, Style, View, parse, render
+from lit_msrl.prompts import JudgingPrompt, Style, View, parse, render, shown_first
+from lit_msrl.records import JudgementRecord, Order
 from lit_msrl.types import PreferenceExample
+from lit_msrl.voting import decided, rounds
+
+Decode = Callable[[PreferenceExample], PreferenceExample]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a judge.
+
+    Attributes:
+        view: Evidence as captions or pixels.
+        style: Prompt wording.
+        both_orders: Every example as AB and as BA; else in the order of its seeded hash.
+        votes: Samples of each question.
+        early_stop: Stop sampling an example when more than half of all its votes agree.
+        batch_size: Examples at a time.
+    """
+
+    view: View = "visual"
+    style: Style = "full"
+    both_orders: bool = True
+    votes: int = 1
+    early_stop: bool = False
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.votes, self.batch_size) < 1:
+            raise ValueError(f"votes ({self.votes}) and batch_size ({self.batch_size}) must be at least 1")
+
+    def sides(self, example: PreferenceExample) -> list[bool]:
+        """The orders an example is shown in: whether candidate 2 comes first."""
+        return [False, True] if self.both_orders else [shown_first(example.id)]
+
+    @property
+    def judgements(self) -> int:
+        """Judgements of each example, if nothing stops early."""
+        return self.votes * (2 if self.both_orders else 1)
+
+
+def examine(
+    judge: Judge,
+    examples: Sequence[PreferenceExample],
+    plan: Plan,
+    *,
+    decode: Decode,
+    done: Sequence[JudgementRecord] = (),
+) -> Iterator[JudgementRecord]:
+    """Ask what the plan says and has not been asked yet.
+
+    Args:
+        judge: Who judges.
+        examples: What is judged, ties too; media need not be decoded.
+        plan: What is asked.
+        decode: Decodes the media of an example; only called for what is asked.
+        done: Records of an earlier run that was broken off.
+
+    Yields:
+        Records, each when it is there.
+    """
+    known = {(r.id, r.order, r.sample): r for r in done}
+    for batch in _batches(examples, plan.batch_size):
+        decoded: dict[str, PreferenceExample] = {}
+        for samples in rounds(plan.votes, early_stop=plan.early_stop):
+            asked = [
+                (example, swapped)
+                for example in batch
+                if not (plan.early_stop and _settled(example, plan, known))
+                for swapped in plan.sides(example)
+                if any((example.id, _order(swapped), sample) not in known for sample in samples)
+            ]
+            if not asked:
+                continue
+            decoded |= {e.id: decode(e) for e in {e.id: e for e, _ in asked if e.id not in decoded}.values()}
+            prompts = [
+                render(decoded[example.id], view=plan.view, style=plan.style, swapped=swapped)
+                for example, swapped in asked
+            ]
+            for answer in judge.answers(prompts, samples):
+                record = _record(prompts[answer.prompt], answer)
+                key = (record.id, record.order, record.sample)
+                if key not in known:
+                    known[key] = record
+                    yield record
+
+
+def _settled(
+    example: PreferenceExample, plan: Plan, known: dict[tuple[str, str, int], JudgementRecord]
+) -> bool:
+    keys = [(example.id, _order(side), s) for side in plan.sides(example) for s in range(plan.votes)]
+    return decided([known[key].preferred for key in keys if key in known], plan.judgements)
 
 
 def judge(
@@ -45,18 +137,15 @@ def judge(
     Returns:
         Records in the order of the examples, AB before BA.
     """
-    orders: tuple[bool | None, ...] = (False, True) if both_orders else (None,)
-    decided = [example for example in examples if example.winner != "tie"]
-    prompts = [render(e, view=view, style=style, swapped=swapped) for e in decided for swapped in orders]
-    sampling = Sampling(group_size=1, max_length=max_completion, temperature=0.0)
-    records: list[JudgementRecord] = []
-    with tqdm(total=len(prompts), desc=title, leave=False) as bar, torch.no_grad():
-        for batch in _batches(prompts, batch_size):
-            drawn = engine.generate(policy, batch, policy.encode(batch), sampling=sampling, seed=0)
-            texts = policy.decode(drawn.ids, drawn.mask)
-            records += [_record(prompt, text) for prompt, text in zip(batch, texts, strict=True)]
-            bar.update(len(batch))
-    return records
+    clear = [example for example in examples if example.winner != "tie"]
+    plan = Plan(view, style, both_orders, batch_size=max(1, batch_size // (1 + both_orders)))
+    witness = PolicyJudge(policy, engine, max_completion=max_completion)
+    with tqdm(total=len(clear) * plan.judgements, desc=title, leave=False) as bar:
+        found = []
+        for record in examine(witness, clear, plan, decode=lambda example: example):
+            found.append(record)
+            bar.update()
+    return found
 
 
 @torch.no_grad()
@@ -116,25 +205,28 @@ def load_weights(policy: GenerativeRMPolicy, checkpoint: Path) -> str:
     return stage
 
 
-def _record(prompt: JudgingPrompt, text: str) -> JudgementRecord:
-    judgement = parse(text, prompt.tags)
+def _record(prompt: JudgingPrompt, answer: Answer) -> JudgementRecord:
+    judgement = parse(answer.text, prompt.tags)
     preferred = None if judgement.answer is None else 1 if (judgement.answer == "A") != prompt.swapped else 2
-    winner = prompt.example.winner
-    assert winner != "tie"
     return JudgementRecord(
         id=prompt.example.id,
         task_type=prompt.task_type,
-        order="BA" if prompt.swapped else "AB",
-        sample=0,
-        winner=winner,
+        order=_order(prompt.swapped),
+        sample=answer.sample,
+        winner=prompt.example.winner,
         preferred=preferred,
         well_formed=judgement.well_formed,
-        confidence=None,
-        text=text,
+        confidence=None if preferred is None else answer.confidence,
+        text=answer.text,
+        tokens=answer.tokens,
     )
 
 
-def _batches(prompts: Sequence[JudgingPrompt], size: int) -> Iterator[list[JudgingPrompt]]:
-    left = iter(prompts)
+def _order(swapped: bool) -> Order:
+    return "BA" if swapped else "AB"
+
+
+def _batches(examples: Sequence[PreferenceExample], size: int) -> Iterator[list[PreferenceExample]]:
+    left = iter(examples)
     while batch := list(islice(left, size)):
         yield batch

@@ -1,4 +1,4 @@
-"""How well a judge agrees with the preferences: records of judgements, their summary, two judges compared.
+"""How well a judge agrees with the preferences: a summary of its records, two judges compared.
 
 A benchmark item is judged in both orders (``AB``, and ``BA`` where candidate 2 is shown as A). An item's
 judgements are not independent, so every interval and p-value here resamples *items*, never judgements.
@@ -7,9 +7,8 @@ judgements are not independent, so every interval and p-value here resamples *it
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,58 +17,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torchmetrics import Metric
 
-from lit_msrl.types import TASK_TYPES
+from lit_msrl.records import JudgementRecord
+from lit_msrl.types import TASK_TYPES, Winner
 
 RESAMPLES = 9999
 _BATCH = 256  # resamples held in memory at a time
-
-
-@dataclass(frozen=True)
-class JudgementRecord:
-    """One judgement of one item; candidates keep their source's numbers, whatever the order shown.
-
-    Attributes:
-        id: The example's id.
-        task_type: One of ``TASK_TYPES``.
-        order: ``BA`` when candidate 2 was shown as A.
-        sample: Which of several completions of the same prompt this is; 0 when greedy.
-        winner: The better candidate.
-        preferred: The candidate the judge chose; ``None`` when no verdict could be read.
-        well_formed: Whether the completion keeps to the grammar.
-        confidence: The judge's, where it has one.
-        text: What the judge wrote.
-        level: The difficulty, where the benchmark has levels.
-    """
-
-    id: str
-    task_type: str
-    order: Literal["AB", "BA"]
-    sample: int
-    winner: Literal[1, 2]
-    preferred: Literal[1, 2] | None
-    well_formed: bool
-    confidence: float | None
-    text: str
-    level: str | None = None
-
-    @property
-    def correct(self) -> bool:
-        """Whether the judge chose the better candidate; an unread verdict did not."""
-        return self.preferred == self.winner
-
-    @property
-    def chose_first(self) -> bool:
-        """Whether the judge chose the candidate that was shown as A."""
-        return self.preferred == (1 if self.order == "AB" else 2)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> JudgementRecord:
-        """The record that ``to_json`` wrote."""
-        return cls(**fields)
 
 
 def summarise(records: Sequence[JudgementRecord], seed: int = 0) -> dict[str, Any]:
@@ -84,7 +36,7 @@ def summarise(records: Sequence[JudgementRecord], seed: int = 0) -> dict[str, An
         ``macro`` (mean over tasks), ``per_task`` (``accuracy``, ``ci95`` and ``n`` items each),
         ``swap_consistency`` (the share of items whose two orders prefer the same candidate; an unread verdict
         is inconsistent), ``parse_failures`` (share of judgements without a verdict), ``first_position_rate``
-        (share of the verdicts that are A; a half is ideal) and ``n`` items. A share of nothing is ``None``.
+        (share of the choices that are A; a half is ideal) and ``n`` items. A share of nothing is ``None``.
 
     Raises:
         ValueError: There are no records.
@@ -93,14 +45,13 @@ def summarise(records: Sequence[JudgementRecord], seed: int = 0) -> dict[str, An
         raise ValueError("there are no judgements to summarise")
     tasks = sorted({r.task_type for r in records}, key=_task_index)
     per_task = {task: _accuracy([r for r in records if r.task_type == task], seed) for task in tasks}
-    verdicts = [r for r in records if r.preferred is not None]
     return {
         **_accuracy(records, seed),
         "macro": float(np.mean([task["accuracy"] for task in per_task.values()])),
         "per_task": per_task,
-        "swap_consistency": _swap_consistency(records),
-        "parse_failures": 1 - len(verdicts) / len(records),
-        "first_position_rate": _share(r.chose_first for r in verdicts),
+        "swap_consistency": _share(swap_pairs(records)),
+        "parse_failures": _share(r.preferred is None for r in records),
+        "first_position_rate": _share(r.chose_first for r in records if r.decided),
     }
 
 
@@ -223,12 +174,12 @@ def _mcnemar_p(right_a: np.ndarray, right_b: np.ndarray) -> float:
     return float(mcnemar(table, exact=True).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _swap_consistency(records: Sequence[JudgementRecord]) -> float | None:
-    pairs: defaultdict[tuple[str, int], dict[str, int | None]] = defaultdict(dict)
+def swap_pairs(records: Sequence[JudgementRecord]) -> list[bool]:
+    """Of every question put in both orders, whether the two verdicts agree; an unread verdict never does."""
+    pairs: defaultdict[tuple[str, int], dict[str, Winner | None]] = defaultdict(dict)
     for record in records:
         pairs[record.id, record.sample][record.order] = record.preferred
-    both = [pair for pair in pairs.values() if len(pair) == 2]
-    return _share(pair["AB"] is not None and pair["AB"] == pair["BA"] for pair in both)
+    return [pair["AB"] is not None and pair["AB"] == pair["BA"] for pair in pairs.values() if len(pair) == 2]
 
 
 def _share(flags: Iterable[bool]) -> float | None:

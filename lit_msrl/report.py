@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from lit_msrl.outputs import write_whole
 from lit_msrl.prompts import JudgingPrompt, parse
 from lit_msrl.types import TASK_TYPES, Media
 
@@ -136,9 +136,8 @@ def write_report(folder: Path, run: RunSummary) -> Path:
         The page.
     """
     page, numbers = _page(run), json.dumps(_plain(_numbers(run)), indent=2, allow_nan=False) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "report.json", numbers)
-    _write_whole(folder / "report.html", page)
+    write_whole(folder / "report.json", numbers)
+    write_whole(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -189,15 +188,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (str, int)) else str(value)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _page(run: RunSummary) -> str:

@@ -9,7 +9,8 @@ judge (order A/B decided, evidence as captions or pictures); a rollout is what t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from PIL import Image
@@ -77,6 +78,8 @@ class PreferenceExample:
         rationale: An annotator's reasons, where the source has them.
         source: Name of the dataset.
         licence: Its licence.
+        facts: What else the source says of it, such as its subset; benchmarks group by it. Examples with the
+            same ``item`` are pairs of one item, which is what their figures' intervals resample.
 
     Raises:
         ValueError: A field contradicts the task type; the message names the example and the field.
@@ -93,6 +96,7 @@ class PreferenceExample:
     rationale: Rationale | None = None
     source: str = ""
     licence: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         problem = self._problem()

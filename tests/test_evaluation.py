@@ -12,9 +12,9 @@ import torch
 from data_modules import World
 from lit_msrl.engines import Sampling
 from lit_msrl.evaluation import judge, load_weights
-from lit_msrl.metrics import JudgementRecord
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import JudgingPrompt, shown_first, write
+from lit_msrl.records import JudgementRecord
 from lit_msrl.types import PreferenceExample
 from tests.conftest import tiny_internvl
 from tests.fakes import ScriptedEngine

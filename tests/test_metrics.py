@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lit_msrl.metrics import JudgementRecord, PreferenceAccuracy, compare, summarise
+from lit_msrl.metrics import PreferenceAccuracy, compare, summarise
+from lit_msrl.records import JudgementRecord
 
 TASK = "image understanding"
 
@@ -27,7 +28,7 @@ def items(rights: list[int]) -> list[JudgementRecord]:
 
 
 def test_record_survives_json():
-    record = JudgementRecord("a", "text", "BA", 3, 2, None, False, 0.25, "<think>\u2028</think>", "hard")
+    record = JudgementRecord("a", "text", "BA", 3, 2, None, False, 0.25, "<think>\u2028</think>", 12)
     assert JudgementRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 

@@ -14,8 +14,9 @@ from rich.console import Console
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from lit_msrl import report
-from lit_msrl.metrics import JudgementRecord, compare, summarise
+from lit_msrl.metrics import compare, summarise
 from lit_msrl.prompts import View, render, write
+from lit_msrl.records import JudgementRecord
 from lit_msrl.report import JudgementCard, RunSummary, StageSummary, print_table, read_curves, write_report
 from lit_msrl.types import Media, PreferenceExample
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from lit_msrl.backbones import Part
-from lit_msrl.metrics import JudgementRecord
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import View, render_candidate
+from lit_msrl.records import JudgementRecord
 from lit_msrl.stages.base import StageModule
 from lit_msrl.types import PreferenceExample
 

@@ -1,0 +1,139 @@
+"""Any OpenAI-compatible endpoint: many requests at once, repeated when they fail; one line when that fails.
+
+The key is read from the environment (``OPENAI_API_KEY``) by the client, and is neither logged nor stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+from PIL import Image
+
+from lit_msrl.prompts import MEDIA_MARK
+from lit_msrl.types import Media
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model wrote, and the tokens it took (``None`` where the server does not say)."""
+
+    text: str
+    tokens: int | None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind an OpenAI-compatible server.
+
+    Attributes:
+        url: Base URL of the API, such as ``http://localhost:8000/v1``.
+        model: The model's name there.
+        concurrency: Requests at the same time.
+        retries: How often a request is repeated, with growing pauses, when what failed may pass.
+        timeout: Seconds for one request.
+
+    Raises:
+        ValueError: The URL is none, or holds a password.
+    """
+
+    url: str
+    model: str
+    concurrency: int = 8
+    retries: int = 4
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"endpoint {self.url!r} is no URL such as http://localhost:8000/v1")
+        if parts.password or parts.query:
+            raise ValueError("an endpoint's URL must not hold a key: put it into OPENAI_API_KEY")
+        if not self.model:
+            raise ValueError("an endpoint needs the model's name: give --model")
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency is {self.concurrency}; it must be at least 1")
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
+        key = os.environ.get("OPENAI_API_KEY") or "none"  # servers on localhost want none
+        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout)
+
+    def complete(
+        self, messages: Sequence[dict[str, Any]], *, max_tokens: int, temperature: float | None
+    ) -> Iterator[tuple[int, Reply]]:
+        """Complete chats of one message each; ``(index, reply)``, each as soon as it is there.
+
+        Args:
+            messages: The user turns.
+            max_tokens: Longest reply.
+            temperature: Of sampling; ``None`` leaves it to the server (some models accept no other).
+
+        Raises:
+            ValueError: The endpoint cannot be reached or refuses; what was not sent yet is not sent any more.
+        """
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            asked = {
+                pool.submit(self._complete, content, max_tokens, temperature): index
+                for index, content in enumerate(messages)
+            }
+            for future in as_completed(asked):
+                yield asked[future], future.result()
+        except openai.OpenAIError as error:
+            raise ValueError(f"endpoint {self.url}: {_reason(error)}") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _complete(self, content: dict[str, Any], max_tokens: int, temperature: float | None) -> Reply:
+        try:
+            answer = self._client.chat.completions.create(
+                model=self.model,
+                messages=[content],  # type: ignore[list-item]
+                max_completion_tokens=max_tokens,
+                temperature=openai.omit if temperature is None else temperature,
+            )
+        except openai.BadRequestError as error:
+            if error.code != "content_filter":
+                raise
+            return Reply("", None)  # the server will not answer this one; it counts as unread
+        text = answer.choices[0].message.content if answer.choices else None
+        return Reply(text or "", answer.usage.completion_tokens if answer.usage else None)
+
+
+def message(text: str, media: Sequence[Media]) -> dict[str, Any]:
+    """A user turn of the chat API; every media mark becomes its pictures (a clip is a row of them)."""
+    content: list[dict[str, Any]] = []
+    left = iter(media)
+    for i, piece in enumerate(text.split(MEDIA_MARK)):
+        if i:
+            content += [{"type": "image_url", "image_url": {"url": _data_url(f)}} for f in next(left).frames]
+        if piece.strip():
+            content.append({"type": "text", "text": piece.strip()})
+    return {"role": "user", "content": content if media else text}
+
+
+def _data_url(frame: Image.Image) -> str:
+    buffer = io.BytesIO()
+    frame.convert("RGB").save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _reason(error: openai.OpenAIError) -> str:
+    """Why, without what was asked: a request's body is long and its headers hold the key."""
+    if isinstance(error, openai.APITimeoutError):
+        return "no answer in time; is it overloaded?"
+    if isinstance(error, openai.APIConnectionError):
+        return f"cannot be reached ({error.__cause__ or error}); is it running?"
+    if isinstance(error, openai.APIStatusError):
+        body = error.body if isinstance(error.body, dict) else {}
+        return f"refuses with status {error.status_code}: {str(body.get('message') or error.message)[:300]}"
+    return type(error).__name__

@@ -1,0 +1,86 @@
+"""A small OpenAI-compatible server on localhost."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answering = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
+
+
+def said(text: str, tokens: int = 5) -> tuple[int, dict[str, Any]]:
+    """A chat completion that says this."""
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
+    return 200, {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
+
+
+def refused(status: int, message: str, code: str | None = None) -> tuple[int, dict[str, Any]]:
+    """An error in the API's form."""
+    return status, {"error": {"message": message, "code": code, "type": "x", "param": None}}
+
+
+class Server:
+    """What was asked, and where."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.at_once = self.most_at_once = 0
+
+
+@contextmanager
+def serving(answer: Answering) -> Iterator[Server]:
+    """A server that answers every chat request with what ``answer`` makes of it."""
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            with lock:
+                server.at_once += 1
+                server.most_at_once = max(server.most_at_once, server.at_once)
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                server.requests.append(body)
+                server.headers.append({name.lower(): value for name, value in self.headers.items()})
+            status, content = answer(body)
+            with lock:
+                server.at_once -= 1
+            payload = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(f"http://127.0.0.1:{http.server_port}/v1")
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+def text_of(request: dict[str, Any]) -> str:
+    """What the user turn of a request says."""
+    content = request["messages"][0]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
