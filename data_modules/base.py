@@ -9,10 +9,12 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from data_modules.cache import MediaCache
 from data_modules.media import Decoder
 from data_modules.order import Order, ShuffledSource, State
 from data_modules.sources import Source
-from data_modules.stream import Batch, BatchStream, ResumableLoader
+from data_modules.stream import Batch, BatchStream, Budget, Gate, ResumableLoader
+from data_modules.urls import Urls
 from lit_msrl.types import PreferenceExample
 
 
@@ -33,6 +35,8 @@ class PreferenceDataModule(LightningDataModule):
         num_frames: Frames taken from a clip, uniformly.
         max_pixels: Pictures and frames are shrunk to at most this many pixels.
         max_seconds: Longer clips are refused.
+        urls: Hosts from which media may be read; by default none.
+        cache: Where decoded frames are kept from epoch to epoch; by default nowhere.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class PreferenceDataModule(LightningDataModule):
         num_frames: int = 3,
         max_pixels: int = 1024 * 1024,
         max_seconds: float = 600.0,
+        urls: Urls | None = None,
+        cache: MediaCache | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -57,7 +63,8 @@ class PreferenceDataModule(LightningDataModule):
         self.train, self.validation = train, validation
         self.batch_size, self.num_workers = batch_size, num_workers
         self.shuffle_buffer, self.seed = shuffle_buffer, seed
-        self.decoder = Decoder(num_frames, max_pixels, max_seconds=max_seconds)
+        self.decoder = Decoder(num_frames, max_pixels, max_seconds=max_seconds, urls=urls, cache=cache)
+        self.budget: Budget | None = None
         self._loader: ResumableLoader | None = None
         self._resume: State | None = None
 
@@ -66,10 +73,10 @@ class PreferenceDataModule(LightningDataModule):
         """What this stream accepts, and what of it; subclasses raise ``ValueError`` for the rest."""
         return example
 
-    def train_order(self) -> Callable[[], Order]:
+    def train_order(self, gate: Gate) -> Callable[[], Order]:
         """A function that opens the order of training examples (a subclass may mix sources)."""
-        source = self._require(self.train, "train")
-        return partial(ShuffledSource, source, block=self.shuffle_buffer, seed=self.seed, prepare=self.check)
+        source, prepare = self._require(self.train, "train"), partial(gate.admit, self.check)
+        return partial(ShuffledSource, source, block=self.shuffle_buffer, seed=self.seed, prepare=prepare)
 
     def describe(self) -> str:
         """What is trained on; a checkpoint can be resumed only on the same."""
@@ -82,7 +89,8 @@ class PreferenceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Full batches, shuffled; goes on from a checkpoint."""
-        stream = self._stream(self.train_order(), drop_last=True)
+        gate = Gate(self.budget)
+        stream = self._stream(self.train_order(gate), gate, drop_last=True)
         self._loader = ResumableLoader(stream, num_workers=self.num_workers, confirm=self.trainer is not None)
         if self._resume is not None:
             self._loader.load_state_dict(self._checked(self._resume))
@@ -92,15 +100,17 @@ class PreferenceDataModule(LightningDataModule):
         """All examples in the source's order; the last batch may be smaller. Empty without ``validation``."""
         if self.validation is None:
             return []
-        stream = self._stream(
-            partial(ShuffledSource, self.validation, block=0, prepare=self.check), drop_last=False
-        )
+        gate = Gate(self.budget)
+        order = partial(ShuffledSource, self.validation, block=0, prepare=partial(gate.admit, self.check))
+        stream = self._stream(order, gate, drop_last=False)
         return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
 
     def distillation_batches(self) -> StatefulDataLoader:
         """Every training example of this rank once, media not decoded: what CMKD judges from captions."""
-        order = partial(ShuffledSource, self._require(self.train, "train"), block=0, prepare=self.check)
-        stream = self._stream(order, drop_last=False, decode=_as_is)
+        gate = Gate(self.budget)
+        source, prepare = self._require(self.train, "train"), partial(gate.admit, self.check)
+        order = partial(ShuffledSource, source, block=0, prepare=prepare)
+        stream = self._stream(order, Gate(), drop_last=False, decode=_as_is)
         return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -128,13 +138,19 @@ class PreferenceDataModule(LightningDataModule):
         return state["loader"]
 
     def _stream(
-        self, order: Callable[[], Order], *, drop_last: bool, decode: Callable[..., Any] | None = None
+        self,
+        order: Callable[[], Order],
+        gate: Gate,
+        *,
+        drop_last: bool,
+        decode: Callable[..., Any] | None = None,
     ) -> BatchStream:
         replicas = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
         return BatchStream(
             order,
             batch_size=self.batch_size,
             decode=decode or self.decoder.example,
+            gate=gate,
             rank=replicas.get("rank", 0),
             world_size=replicas.get("num_replicas", 1),
             drop_last=drop_last,
