@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from data_modules.files import read_rows
-from data_modules.sources import Source
+from data_modules.sources import Source, Stream
 from lit_msrl.types import PreferenceExample
 
 _log = logging.getLogger(__name__)
@@ -61,9 +59,9 @@ class PassRateFilter(Source):
         bounds = f"pass rate {self.min} to {self.max}"
         return f"{self.source.describe()}, {bounds} in {self.rates} ({fingerprint:08x})"
 
-    def dataset(self) -> datasets.IterableDataset:
+    def dataset(self) -> Stream:
         """A fresh stream of ``{"example": PreferenceExample}``."""
-        return self.source.dataset().filter(self._is_kept)
+        return _Kept(self.source.dataset(), self._is_kept)
 
     @cached_property
     def _rates(self) -> dict[Key, float]:
@@ -81,6 +79,22 @@ class PassRateFilter(Source):
                 "run experiments/pass_rates.py on the same data, it goes on where it stopped"
             )
         return self._within(rate)
+
+
+class _Kept:
+    """A stream without the rows that are not kept; its position is the stream's own."""
+
+    def __init__(self, stream: Stream, keep: Callable[[Mapping[str, PreferenceExample]], bool]) -> None:
+        self.stream, self.keep = stream, keep
+        self.state_dict, self.load_state_dict = stream.state_dict, stream.load_state_dict
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (row for row in self.stream if self.keep(row))
+
+    def iter(self, batch_size: int) -> Iterator[dict[str, list[Any]]]:
+        """Several rows at once; fewer where some are left out."""
+        for batch in self.stream.iter(batch_size=batch_size):
+            yield {"example": [each for each in batch["example"] if self.keep({"example": each})]}
 
 
 def key(row: Mapping[str, Any]) -> Key:

@@ -11,7 +11,7 @@ from pickle import UnpicklingError
 import torch
 from tqdm import tqdm
 
-from lit_msrl.engines import RolloutEngine
+from lit_msrl.engines import RolloutEngine, Sampling
 from lit_msrl.judges import Answer, Judge, PolicyJudge
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import JudgingPrompt, Style, View, parse, render, shown_first

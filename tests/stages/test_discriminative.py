@@ -39,7 +39,7 @@ def scored(by_answer: dict[str, float]) -> DiscriminativeRM:
     """A model whose scores are given."""
     stage = module()
     stage.scores = lambda examples: torch.tensor(  # type: ignore[method-assign]
-        [[by_answer[c] for c in e.candidates] for e in examples]
+        [[by_answer[c] for c in e.candidates or ()] for e in examples]
     )
     stage.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     return stage
