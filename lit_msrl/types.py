@@ -9,7 +9,7 @@ judge (order A/B decided, evidence as captions or pictures); a rollout is what t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from PIL import Image
@@ -28,11 +28,14 @@ class Media:
 
     Attributes:
         kind: ``image`` or ``video``.
-        source: A file path, encoded bytes, or the decoded frames (one for a picture).
+        source: A file path or URL, encoded bytes, the files of a clip's frames, or the decoded frames (one for
+            a picture). A path may lead into an archive; that of a clip may be a folder of frames.
+        origin: The file, row and field that name it, for messages.
     """
 
     kind: Literal["image", "video"]
-    source: str | bytes | tuple[Image.Image, ...]
+    source: str | bytes | tuple[str, ...] | tuple[Image.Image, ...]
+    origin: str = field(default="", compare=False)
 
     @property
     def frames(self) -> tuple[Image.Image, ...]:
@@ -41,9 +44,9 @@ class Media:
         Raises:
             TypeError: The media has not been decoded (see ``data_modules.media.decode``).
         """
-        if not isinstance(self.source, tuple):
+        if not isinstance(self.source, tuple) or any(isinstance(frame, str) for frame in self.source):
             raise TypeError(f"{self.kind} is not decoded yet; call data_modules.media.decode first")
-        return self.source
+        return self.source  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

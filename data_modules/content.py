@@ -1,0 +1,128 @@
+"""The bytes behind a picture or clip: from memory, a file, an archive or, where allowed, the web."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+
+from data_modules import archives
+from data_modules.urls import UrlError, Urls, is_url
+from lit_msrl.types import Media
+
+Content = io.BytesIO | Path
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+
+class MediaError(ValueError):
+    """A picture or clip that cannot be used; the message names the file and what is wrong with it."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def exists(path: str) -> bool:
+    """Whether a path, perhaps through an archive, leads to a file or folder."""
+    inside = archives.split(path)
+    if inside is None:
+        return Path(path).exists()
+    return Path(inside[0]).is_file() and archives.contains(*inside)
+
+
+def load(source: str | bytes, *, max_bytes: int, urls: Urls | None) -> Content:
+    """What a decoder can read: a path where there is a file, else the bytes.
+
+    Raises:
+        MediaError: Missing, unreadable, larger than ``max_bytes``, or an address that is not allowed.
+    """
+    try:
+        if isinstance(source, str):
+            source = _fetch(source, max_bytes, urls)
+    except (archives.ArchiveError, UrlError) as error:
+        raise MediaError(str(error)) from error
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if size > max_bytes:
+        name = "media" if isinstance(source, bytes) else source
+        raise MediaError(f"{name}: {size} bytes are more than max_bytes={max_bytes}")
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _fetch(source: str, max_bytes: int, urls: Urls | None) -> Path | bytes:
+    if is_url(source):
+        if urls is None:
+            raise MediaError(f"{source}: addresses are not read unless data.urls.hosts names the host")
+        return urls.read(source, max_bytes)
+    inside = archives.split(source)
+    if inside is not None and Path(inside[0]).is_file():
+        return archives.read(*inside, max_bytes)
+    if not Path(source).is_file():
+        raise MediaError(f"{source}: no such file")
+    return Path(source)
+
+
+def frame_files(media: Media) -> tuple[str, ...] | None:
+    """The files of a clip that comes as pictures: a list of them, or a folder; ``None`` for all other media.
+
+    Raises:
+        MediaError: The folder holds no pictures.
+    """
+    source = media.source
+    if isinstance(source, tuple):
+        return tuple(frame for frame in source if isinstance(frame, str)) or None
+    if media.kind != "video" or not isinstance(source, str) or is_url(source):
+        return None
+    found = _listed(source)
+    if found is None:
+        return None
+    frames = sorted((name for name in found if name.lower().endswith(PICTURES)), key=_by_number)
+    if not frames:
+        raise MediaError(f"{source}: a folder without pictures")
+    return tuple(frames)
+
+
+def _listed(folder: str) -> list[str] | None:
+    """What a folder holds; ``None`` if it is none."""
+    inside = archives.split(folder)
+    if inside is None or not Path(inside[0]).is_file():
+        return [str(path) for path in Path(folder).iterdir()] if Path(folder).is_dir() else None
+    archive, member = inside[0], inside[1].removeprefix("./")
+    try:
+        names = archives.names(archive)
+    except archives.ArchiveError as error:
+        raise MediaError(str(error)) from error
+    return [f"{archive}/{name}" for name in names if name.startswith(f"{member}/")] or None
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """So that ``10.jpg`` comes after ``9.jpg``."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def content_hash(media: Media, *, max_bytes: int = 512 * 1024 * 1024, urls: Urls | None = None) -> str:
+    """A name for what a picture or clip shows, wherever it lies: a hash of its bytes (of its frames' files).
+
+    Raises:
+        MediaError: It cannot be read.
+        TypeError: It is decoded already.
+    """
+    files = frame_files(media)
+    sources = files if files is not None else (media.source,)
+    if not all(isinstance(source, str | bytes) for source in sources):
+        raise TypeError("decoded media have no content hash; take it before they are decoded")
+    return digest([load(source, max_bytes=max_bytes, urls=urls) for source in sources])  # type: ignore[arg-type]
+
+
+def digest(contents: list[Content]) -> str:
+    """A hash of contents that were read."""
+    total = hashlib.blake2b(digest_size=20)
+    for content in contents:
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                part = hashlib.file_digest(file, "blake2b").digest()
+        else:
+            part = hashlib.blake2b(content.getbuffer()).digest()
+        total.update(part)
+    return total.hexdigest()
