@@ -62,7 +62,7 @@ def read(archive: str, member: str, max_bytes: int) -> bytes:
         ArchiveError: Missing, damaged, a link, encrypted or too large.
     """
     if archive.lower().endswith(("gz", "tgz")) and os.path.getsize(archive) > MAX_COMPRESSED_TAR:
-        raise ArchiveError(f"{archive}: a compressed tar has to be read from its start for every file; unpack it")
+        raise ArchiveError(f"{archive}: every read of a compressed tar starts at its beginning; unpack it")
     with open_member(archive, member) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -127,7 +127,7 @@ def _index(archive: str) -> Mapping[str, Entry]:
 
 @lru_cache(maxsize=16)
 def _opened(archive: str, modified: int, process: int) -> zipfile.ZipFile:
-    """One open zip per process: to open it reads all its names, and a forked worker may not share a handle."""
+    """One open zip per process: opening reads all names, and a forked worker may not share a handle."""
     return zipfile.ZipFile(archive)
 
 

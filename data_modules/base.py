@@ -9,10 +9,12 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from data_modules.cache import MediaCache
 from data_modules.media import Decoder
 from data_modules.order import Order, ShuffledSource, State
 from data_modules.sources import Source
 from data_modules.stream import Batch, BatchStream, ResumableLoader
+from data_modules.urls import Urls
 from lit_msrl.types import PreferenceExample
 
 
@@ -33,6 +35,8 @@ class PreferenceDataModule(LightningDataModule):
         num_frames: Frames taken from a clip, uniformly.
         max_pixels: Pictures and frames are shrunk to at most this many pixels.
         max_seconds: Longer clips are refused.
+        urls: Hosts from which media may be read; by default none.
+        cache: Where decoded frames are kept from epoch to epoch; by default nowhere.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class PreferenceDataModule(LightningDataModule):
         num_frames: int = 3,
         max_pixels: int = 1024 * 1024,
         max_seconds: float = 600.0,
+        urls: Urls | None = None,
+        cache: MediaCache | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -57,7 +63,7 @@ class PreferenceDataModule(LightningDataModule):
         self.train, self.validation = train, validation
         self.batch_size, self.num_workers = batch_size, num_workers
         self.shuffle_buffer, self.seed = shuffle_buffer, seed
-        self.decoder = Decoder(num_frames, max_pixels, max_seconds=max_seconds)
+        self.decoder = Decoder(num_frames, max_pixels, max_seconds=max_seconds, urls=urls, cache=cache)
         self._loader: ResumableLoader | None = None
         self._resume: State | None = None
 

@@ -39,15 +39,14 @@ def load(source: str | bytes, *, max_bytes: int, urls: Urls | None) -> Content:
         MediaError: Missing, unreadable, larger than ``max_bytes``, or an address that is not allowed.
     """
     try:
-        if isinstance(source, str):
-            source = _fetch(source, max_bytes, urls)
+        found = _fetch(source, max_bytes, urls) if isinstance(source, str) else source
     except (archives.ArchiveError, UrlError) as error:
         raise MediaError(str(error)) from error
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    size = len(found) if isinstance(found, bytes) else found.stat().st_size
     if size > max_bytes:
-        name = "media" if isinstance(source, bytes) else source
+        name = "media" if isinstance(found, bytes) else found
         raise MediaError(f"{name}: {size} bytes are more than max_bytes={max_bytes}")
-    return io.BytesIO(source) if isinstance(source, bytes) else source
+    return io.BytesIO(found) if isinstance(found, bytes) else found
 
 
 def _fetch(source: str, max_bytes: int, urls: Urls | None) -> Path | bytes:

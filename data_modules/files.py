@@ -101,9 +101,7 @@ def _read_parquet(path: str, file: IO[bytes]) -> Iterator[tuple[int, Row]]:
         table = pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable .parquet file ({error})") from error
-    yield from enumerate(
-        (row for batch in table.iter_batches(64) for row in batch.to_pylist()), start=1
-    )
+    yield from enumerate((row for batch in table.iter_batches(64) for row in batch.to_pylist()), start=1)
 
 
 def _read_jsonl(path: str, file: TextIO) -> Iterator[tuple[int, Row]]:

@@ -28,8 +28,8 @@ class Media:
 
     Attributes:
         kind: ``image`` or ``video``.
-        source: A file path or URL, encoded bytes, the files of a clip's frames, or the decoded frames (one for
-            a picture). A path may lead into an archive; that of a clip may be a folder of frames.
+        source: A file path or URL, encoded bytes, the files of a clip's frames, or the decoded frames (one
+            for a picture). A path may lead into an archive; that of a clip may be a folder of frames.
         origin: The file, row and field that name it, for messages.
     """
 

@@ -15,12 +15,21 @@ column                         meaning
 ``id``                         optional; else the row's number
 =============================  =====================================================================
 
+Other names need no code: ``columns`` says which column is meant, ``values`` what no column holds, a constant
+or a text made of columns, and ``labels`` what the winner is called::
+
+    adapter: generic
+    options:
+      columns: {prompt: question, candidate_1: chosen, candidate_2: rejected}
+      values: {winner: 1, image: "photos/{photo_id}.jpg"}
+
 Label: ``winner`` is the better candidate. Licence and citation: those of your data.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from data_modules.datasets import fields
 from data_modules.datasets.fields import Row
@@ -28,27 +37,74 @@ from lit_msrl.types import TASK_TYPES, Media, PreferenceExample, Rationale, Task
 
 _NUMBERS: dict[object, Literal[1, 2]] = {1: 1, 2: 2, "1": 1, "2": 2}
 _WINNERS: dict[object, Winner] = {**_NUMBERS, "tie": "tie"}
+_MEDIA = {"image", "video", "media_1", "media_2", "caption", "caption_1", "caption_2"}
+_REASONS = {"feedback_1", "feedback_2", "comparison", "preferred"}
+_NAMES = {"id", "task_type", "prompt", "winner", "candidate_1", "candidate_2"} | _MEDIA | _REASONS
 
 
-def to_example(row: Row) -> PreferenceExample:
+def to_example(
+    row: Row,
+    columns: Mapping[str, str] | None = None,
+    values: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Winner] | None = None,
+) -> PreferenceExample:
     """Read one row.
 
+    Args:
+        row: The row.
+        columns: Your column for each of the names above that is called otherwise.
+        values: What no column holds: a constant, or a text with columns in braces.
+        labels: What ``winner`` is called, e.g. ``{"A": 1, "B": 2, "same": "tie"}``.
+
     Raises:
-        ValueError: A field is missing or does not fit the task type.
+        ValueError: A field is missing or does not fit the task type, or an option names what is not there.
     """
+    winners = _WINNERS if labels is None else labels
+    try:
+        return _example(_renamed(row, columns or {}, values or {}), winners)
+    except ValueError as error:
+        read_from = ", ".join(f"{ours} is column {theirs!r}" for ours, theirs in (columns or {}).items())
+        raise ValueError(f"{error}; {read_from}" if read_from else str(error)) from error
+
+
+def _example(row: Row, winners: Mapping[Any, Winner]) -> PreferenceExample:
     task_type = _task_type(row)
     generation = task_type.endswith("generation")
     return PreferenceExample(
         id=fields.identity(row),
         task_type=task_type,
         prompt=fields.text(row, "prompt"),
-        winner=fields.choice(row, "winner", _WINNERS),
+        winner=fields.choice(row, "winner", winners),
         candidates=None if generation else (fields.text(row, "candidate_1"), fields.text(row, "candidate_2")),
         media=_media(row, task_type),
         captions=tuple(fields.text(row, name) for name in _captions(row, generation)),
         rationale=_rationale(row),
         source="generic",
     )
+
+
+def _renamed(row: Row, columns: Mapping[str, str], values: Mapping[str, Any]) -> Row:
+    """The row under the names above."""
+    if not columns and not values:
+        return row
+    unknown = sorted({*columns, *values} - _NAMES)
+    if unknown:
+        raise ValueError(f"options name {', '.join(unknown)}; the names are {', '.join(sorted(_NAMES))}")
+    for theirs in columns.values():
+        if theirs not in row:
+            raise ValueError(f"field {theirs!r} is missing; the row has {', '.join(map(str, row))}")
+    made = {ours: _filled(value, row) for ours, value in values.items()}
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items()}, **made}
+
+
+def _filled(value: Any, row: Row) -> Any:
+    """A text with the row's columns in place of their names in braces."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return value.format_map(row)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"the value {value!r} names field {error}, which the row lacks") from error
 
 
 def _task_type(row: Row) -> TaskType:

@@ -20,24 +20,15 @@ def to_example(row: Row) -> PreferenceExample:
     Raises:
         ValueError: A field is missing or a speaker is unknown.
     """
+    turns = row.get("conversations")
     return PreferenceExample(
         id=fields.identity(row),
         task_type="text",
-        prompt=_prompt(row),
+        prompt=fields.conversation(turns, "conversations", speaker="from", words="value", speakers=_SPEAKERS),
         winner=1,
         candidates=(_response(row, "chosen"), _response(row, "rejected")),
         source="ShareGPT ranking",
     )
-
-
-def _prompt(row: Row) -> str:
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError("field 'conversations' must be a list of turns, with at least one")
-    spoken = [(fields.choice(turn, "from", _SPEAKERS), fields.text(turn, "value")) for turn in turns]
-    if spoken[-1][0] != "User":
-        raise ValueError(f"field 'conversations' must end with a human turn, not {turns[-1]['from']!r}")
-    return spoken[0][1] if len(spoken) == 1 else "\n\n".join(f"{who}: {said}" for who, said in spoken)
 
 
 def _response(row: Row, name: str) -> str:
