@@ -8,6 +8,7 @@ from data_modules.cache import MediaCache
 from data_modules.caption import CaptionPreferenceDataModule
 from data_modules.mixture import Mixture
 from data_modules.multimodal import MultimodalPreferenceDataModule
+from data_modules.report import DataReport
 from data_modules.sources import Rows, Source
 from data_modules.text import TextPreferenceDataModule
 from data_modules.urls import Urls
@@ -15,6 +16,7 @@ from data_modules.world import World
 
 __all__ = [
     "CaptionPreferenceDataModule",
+    "DataReport",
     "MediaCache",
     "Mixture",
     "MultimodalPreferenceDataModule",

@@ -13,7 +13,7 @@ from data_modules.cache import MediaCache
 from data_modules.media import Decoder
 from data_modules.order import Order, ShuffledSource, State
 from data_modules.sources import Source
-from data_modules.stream import Batch, BatchStream, ResumableLoader
+from data_modules.stream import Batch, BatchStream, Budget, Gate, ResumableLoader
 from data_modules.urls import Urls
 from lit_msrl.types import PreferenceExample
 
@@ -64,6 +64,7 @@ class PreferenceDataModule(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.shuffle_buffer, self.seed = shuffle_buffer, seed
         self.decoder = Decoder(num_frames, max_pixels, max_seconds=max_seconds, urls=urls, cache=cache)
+        self.budget: Budget | None = None
         self._loader: ResumableLoader | None = None
         self._resume: State | None = None
 
@@ -72,10 +73,10 @@ class PreferenceDataModule(LightningDataModule):
         """What this stream accepts, and what of it; subclasses raise ``ValueError`` for the rest."""
         return example
 
-    def train_order(self) -> Callable[[], Order]:
+    def train_order(self, gate: Gate) -> Callable[[], Order]:
         """A function that opens the order of training examples (a subclass may mix sources)."""
-        source = self._require(self.train, "train")
-        return partial(ShuffledSource, source, block=self.shuffle_buffer, seed=self.seed, prepare=self.check)
+        source, prepare = self._require(self.train, "train"), partial(gate.admit, self.check)
+        return partial(ShuffledSource, source, block=self.shuffle_buffer, seed=self.seed, prepare=prepare)
 
     def describe(self) -> str:
         """What is trained on; a checkpoint can be resumed only on the same."""
@@ -88,7 +89,8 @@ class PreferenceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Full batches, shuffled; goes on from a checkpoint."""
-        stream = self._stream(self.train_order(), drop_last=True)
+        gate = Gate(self.budget)
+        stream = self._stream(self.train_order(gate), gate, drop_last=True)
         self._loader = ResumableLoader(stream, num_workers=self.num_workers, confirm=self.trainer is not None)
         if self._resume is not None:
             self._loader.load_state_dict(self._checked(self._resume))
@@ -98,15 +100,17 @@ class PreferenceDataModule(LightningDataModule):
         """All examples in the source's order; the last batch may be smaller. Empty without ``validation``."""
         if self.validation is None:
             return []
-        stream = self._stream(
-            partial(ShuffledSource, self.validation, block=0, prepare=self.check), drop_last=False
-        )
+        gate = Gate(self.budget)
+        order = partial(ShuffledSource, self.validation, block=0, prepare=partial(gate.admit, self.check))
+        stream = self._stream(order, gate, drop_last=False)
         return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
 
     def distillation_batches(self) -> StatefulDataLoader:
         """Every training example of this rank once, media not decoded: what CMKD judges from captions."""
-        order = partial(ShuffledSource, self._require(self.train, "train"), block=0, prepare=self.check)
-        stream = self._stream(order, drop_last=False, decode=_as_is)
+        gate = Gate(self.budget)
+        source, prepare = self._require(self.train, "train"), partial(gate.admit, self.check)
+        order = partial(ShuffledSource, source, block=0, prepare=prepare)
+        stream = self._stream(order, Gate(), drop_last=False, decode=_as_is)
         return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -134,13 +138,19 @@ class PreferenceDataModule(LightningDataModule):
         return state["loader"]
 
     def _stream(
-        self, order: Callable[[], Order], *, drop_last: bool, decode: Callable[..., Any] | None = None
+        self,
+        order: Callable[[], Order],
+        gate: Gate,
+        *,
+        drop_last: bool,
+        decode: Callable[..., Any] | None = None,
     ) -> BatchStream:
         replicas = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
         return BatchStream(
             order,
             batch_size=self.batch_size,
             decode=decode or self.decoder.example,
+            gate=gate,
             rank=replicas.get("rank", 0),
             world_size=replicas.get("num_replicas", 1),
             drop_last=drop_last,

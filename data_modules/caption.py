@@ -10,6 +10,7 @@ from data_modules.base import PreferenceDataModule
 from data_modules.order import Order, ShuffledSource
 from data_modules.replay import Replay, check_ratio
 from data_modules.sources import Source
+from data_modules.stream import Gate
 from data_modules.text import TextPreferenceDataModule
 from lit_msrl.types import PreferenceExample
 
@@ -67,12 +68,12 @@ class CaptionPreferenceDataModule(PreferenceDataModule):
             )
         return replace(example, media=())
 
-    def train_order(self) -> Callable[[], Order]:
+    def train_order(self, gate: Gate) -> Callable[[], Order]:
         """New and replayed examples in turn."""
-        new = super().train_order()
+        new = super().train_order(gate)
         if self.replay is None:
             return new
-        return partial(_mix, new, self._replayed(self.replay), self.replay_ratio)
+        return partial(_mix, new, self._replayed(self.replay, gate), self.replay_ratio)
 
     def describe(self) -> str:
         """What is trained on and what is replayed."""
@@ -81,8 +82,8 @@ class CaptionPreferenceDataModule(PreferenceDataModule):
         new, old = self.replay_ratio
         return f"{super().describe()} and {self.replay.describe()} at {new}:{old}"
 
-    def _replayed(self, source: Source) -> Callable[[], Order]:
-        check = TextPreferenceDataModule.check
+    def _replayed(self, source: Source, gate: Gate) -> Callable[[], Order]:
+        check = partial(gate.admit, TextPreferenceDataModule.check)
         return partial(
             ShuffledSource, source, block=self.shuffle_buffer, seed=self.seed, prepare=check, cycle=True
         )

@@ -17,7 +17,7 @@ from data_modules.sources import Source
 from lit_msrl.types import PreferenceExample
 
 State = dict[str, Any]
-Prepare = Callable[[PreferenceExample], PreferenceExample]
+Prepare = Callable[[PreferenceExample], PreferenceExample | None]
 
 
 class Order(Protocol):
@@ -46,7 +46,7 @@ class ShuffledSource:
         source: What is read.
         block: Examples shuffled together; 0 keeps the source's order. Larger mixes better, in more memory.
         seed: Seed of the order; each epoch has its own.
-        prepare: Applied to each example (checks, what to leave out); must be cheap.
+        prepare: Applied to each example: checks it, and leaves it out by giving ``None``; must be cheap.
         cycle: Begin the next epoch instead of ending.
     """
 
@@ -106,10 +106,15 @@ class ShuffledSource:
                 self._dataset.load_state_dict(self._start)
             # not iter(dataset): in a loader's worker that would leave out other workers' shards
             self._batches = self._dataset.iter(batch_size=self.size or 64)
-        read: list[PreferenceExample] = next(self._batches, {"example": []})["example"]
-        if self.prepare is not None:
-            read = [self.prepare(example) for example in read]
+        read: list[PreferenceExample] = []
+        for batch in self._batches:  # more than one if all of it is left out
+            read = [kept for each in batch["example"] if (kept := self._prepared(each)) is not None]
+            if read:
+                break
         if self.size:
             rng = np.random.default_rng((self.seed, self._epoch, self._block))
             read = [read[i] for i in rng.permutation(len(read))]
         self._examples = read
+
+    def _prepared(self, example: PreferenceExample) -> PreferenceExample | None:
+        return example if self.prepare is None else self.prepare(example)

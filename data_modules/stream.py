@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Protocol
 
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from data_modules.order import Order, Prepare, State
+from data_modules.order import Order, State
 from lit_msrl.types import PreferenceExample
+
+Check = Callable[[PreferenceExample], PreferenceExample]
 
 
 class Batch:
@@ -20,11 +23,15 @@ class Batch:
     Attributes:
         examples: The examples, media decoded.
         state: The position in the stream after this batch.
+        dropped: Examples left out since the loader began, because they cannot be made short enough.
+        shrunk: Examples of this batch that show less of their media than there is.
     """
 
-    def __init__(self, examples: list[PreferenceExample], state: State) -> None:
-        self.examples = examples
-        self.state = state
+    def __init__(
+        self, examples: list[PreferenceExample], state: State, *, dropped: int = 0, shrunk: int = 0
+    ) -> None:
+        self.examples, self.state = examples, state
+        self.dropped, self.shrunk = dropped, shrunk
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -36,6 +43,41 @@ class Batch:
         return self.examples[index]
 
 
+class Budget(Protocol):
+    """How much of an example the model can read; the stage sets it."""
+
+    def admits(self, example: PreferenceExample) -> bool:
+        """Whether it can be made short enough; media are not decoded for it."""
+        ...
+
+    def fit(self, example: PreferenceExample) -> PreferenceExample:
+        """The example, media decoded, with as much of them as fits."""
+        ...
+
+
+class Gate:
+    """What of a source passes into a stream: what its data module accepts, and what the budget does.
+
+    Args:
+        budget: Without one everything passes.
+    """
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget, self.dropped = budget, 0
+
+    def admit(self, check: Check, example: PreferenceExample) -> PreferenceExample | None:
+        """The example as the data module takes it; ``None`` if it cannot be made short enough."""
+        example = check(example)
+        if self.budget is None or self.budget.admits(example):
+            return example
+        self.dropped += 1
+        return None
+
+    def fit(self, example: PreferenceExample) -> PreferenceExample:
+        """A decoded example within the budget."""
+        return example if self.budget is None else self.budget.fit(example)
+
+
 class BatchStream(IterableDataset[Batch]):
     """Deals an order into batches: the r-th part of a global batch to rank r, every W-th batch to a worker.
 
@@ -45,7 +87,8 @@ class BatchStream(IterableDataset[Batch]):
     Args:
         order: A function that opens the order.
         batch_size: Examples of one batch, on one rank.
-        decode: Applied to the examples of this rank and worker only (media).
+        decode: Applied to the examples of this rank and worker only (media); they are then fitted.
+        gate: What the order was opened with.
         rank: This rank.
         world_size: Ranks that see different data.
         drop_last: Leave out what does not fill a batch on every rank.
@@ -56,21 +99,30 @@ class BatchStream(IterableDataset[Batch]):
         order: Callable[[], Order],
         *,
         batch_size: int,
-        decode: Prepare,
+        decode: Check,
+        gate: Gate | None = None,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
     ) -> None:
         self.order, self.decode, self.drop_last = order, decode, drop_last
+        self.gate = gate or Gate()
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.start: State | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        self.gate.dropped = 0
         for number, (share, state) in enumerate(self._shares()):
             if number % workers == worker:
-                yield Batch([self.decode(example) for example in share], state)
+                yield self._batch(share, state)
+
+    def _batch(self, share: list[PreferenceExample], state: State) -> Batch:
+        decoded = [self.decode(example) for example in share]
+        fitted = [self.gate.fit(example) for example in decoded]
+        shrunk = sum(before is not after for before, after in zip(decoded, fitted, strict=True))
+        return Batch(fitted, state, dropped=self.gate.dropped, shrunk=shrunk)
 
     def _shares(self) -> Iterator[tuple[list[PreferenceExample], State]]:
         """This rank's part of each global batch, and the position after it.

@@ -46,6 +46,10 @@ class Backbone(ABC):
         """For each picture, the tokens that take the place of its ``placeholder``."""
 
     @abstractmethod
+    def picture_tokens(self, width: int, height: int) -> int:
+        """How many tokens `expansions` gives a picture of this size; no pixel is looked at."""
+
+    @abstractmethod
     def model_inputs(self, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part of the image processor's output that the model's forward takes."""
 

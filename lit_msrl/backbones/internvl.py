@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_msrl.backbones.base import Backbone
@@ -15,6 +17,30 @@ class InternVL(Backbone):
     model_types = ("internvl",)
     prefixes = (("model.multi_modal_projector", "projector"), ("model.vision_tower", "vision"))
     placeholder = "<IMG_CONTEXT>"
+
+    def preprocess(self, images: list[Any]) -> Mapping[str, Tensor]:
+        """Pictures as tiles: at most as many as a picture has pixels for, so that a smaller one takes fewer.
+
+        That is, if the model's image processor cuts tiles (``crop_to_patches``); else each picture is one.
+        """
+        if not self.image_processor.crop_to_patches:
+            return super().preprocess(images)
+        cut = [
+            self.image_processor(images=[image], max_patches=self._tiles(*image.size), return_tensors="pt")
+            for image in images
+        ]
+        return {name: torch.cat([one[name] for one in cut]) for name in ("pixel_values", "num_patches")}
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        """Its tiles' tokens, and the two that enclose them."""
+        limits = {"max_patches": self._tiles(width, height)}
+        tiles = self.image_processor.get_number_of_image_patches(height, width, limits)
+        return tiles * self.config.image_seq_length + 2
+
+    def _tiles(self, width: int, height: int) -> int:
+        """Most tiles of a picture (a thumbnail comes on top of more than one)."""
+        tile = self.image_processor.size["height"] * self.image_processor.size["width"]
+        return max(1, min(self.image_processor.max_patches, width * height // tile))
 
     def expansions(self, pixels: Mapping[str, Tensor]) -> list[str]:
         """One run of context tokens per picture, as long as its tiles need."""

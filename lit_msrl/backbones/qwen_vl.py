@@ -26,6 +26,11 @@ class QwenVL(Backbone):
         merge = self.config.vision_config.spatial_merge_size**2
         return [self.placeholder * (int(grid.prod()) // merge) for grid in pixels["image_grid_thw"]]
 
+    def picture_tokens(self, width: int, height: int) -> int:
+        """The merged patches of the size it is resized to."""
+        patches = self.image_processor.get_number_of_image_patches(height, width)
+        return patches // self.config.vision_config.spatial_merge_size**2
+
     def model_inputs(self, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Patches and their grids."""
         return {name: pixels[name] for name in ("pixel_values", "image_grid_thw")}

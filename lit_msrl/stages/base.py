@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 
 from lit_msrl.backbones import Part
+from lit_msrl.budget import Budget
 from lit_msrl.engines import Completions, HFEngine, RolloutEngine, Sampling
 from lit_msrl.metrics import PreferenceAccuracy
 from lit_msrl.policy import GenerativeRMPolicy
@@ -63,6 +64,30 @@ class StageModule(L.LightningModule):
         self.validation_accuracy = PreferenceAccuracy()
         policy.train()  # transformers hands models out in eval mode, in which gradient checkpointing is off
         policy.train_only(list(learning_rates))
+
+    def setup(self, stage: str) -> None:
+        """Tell the data how much of an example the policy can read."""
+        if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            self.trainer.datamodule.budget = self.budget()  # type: ignore[attr-defined]
+
+    def budget(self) -> Budget:
+        """What fits: a prompt in this stage's views that leaves room for the longest completion.
+
+        Raises:
+            ValueError: The longest completion leaves no room.
+        """
+        limit = self.policy.max_length - self.max_completion
+        if limit < 1:
+            raise ValueError(
+                f"max_completion {self.max_completion} leaves no room for a prompt in"
+                f" model.policy.max_length={self.policy.max_length}"
+            )
+        return Budget(self.policy, self.style, self.shown_views, limit)
+
+    @property
+    def shown_views(self) -> list[View]:
+        """The views in which examples are shown."""
+        return [self.view]
 
     # ---- examples to judgements ----------------------------------------------------------------------------
 

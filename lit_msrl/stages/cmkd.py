@@ -14,7 +14,7 @@ from lit_msrl.backbones import Part
 from lit_msrl.distill import select
 from lit_msrl.engines import RolloutEngine, Sampling
 from lit_msrl.policy import GenerativeRMPolicy
-from lit_msrl.prompts import JudgingPrompt, Style, parse, render, write
+from lit_msrl.prompts import JudgingPrompt, Style, View, parse, render, write
 from lit_msrl.stages.sft import SFTModule
 from lit_msrl.types import PreferenceExample
 
@@ -71,6 +71,11 @@ class CMKD(SFTModule):
         )
         self.sampling = Sampling(samples, max_completion, temperature)
         self.traces: dict[str, tuple[str, str] | None] = {}
+
+    @property
+    def shown_views(self) -> list[View]:
+        """Captions are judged, pictures are shown."""
+        return ["caption", "visual"]
 
     def on_fit_start(self) -> None:
         """Judge the training examples from their captions, unless a checkpoint brought the traces along."""

@@ -101,6 +101,7 @@ class RLVRModule(StageModule):
 
     def setup(self, stage: str) -> None:
         """Keep the policy as it starts, if the loss compares with it."""
+        super().setup(stage)
         if stage == "fit" and self.loss.needs_reference and not self.policy.adapted:
             self.reference = [copy.deepcopy(self.policy).requires_grad_(False)]
 

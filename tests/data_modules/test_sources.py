@@ -122,7 +122,7 @@ def test_missing_file_and_unknown_adapter_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         PreferenceDataModule(Rows(str(tmp_path / "absent.jsonl")))
     path = write(tmp_path / "a.jsonl", [ROW])
-    with pytest.raises(ValueError, match="unknown adapter 'judgbench'; use generic, judgebench"):
+    with pytest.raises(ValueError, match="unknown adapter 'judgbench'; use generic, gram_rr"):
         PreferenceDataModule(validation=Rows(path, "judgbench"))
 
 

@@ -1,0 +1,126 @@
+"""The media budget: the tokens of an example, counted exactly before anything runs, and how it is fitted.
+
+An example that is too long gets smaller pictures (fewer tiles), then fewer frames of its clips; one that is
+too long even so is left out and counted. Text is never cut, and nothing is cut token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from PIL import Image
+
+from lit_msrl.policy import GenerativeRMPolicy
+from lit_msrl.prompts import Style, View, render
+from lit_msrl.types import Media, PreferenceExample
+
+Size = tuple[int, int]
+LEAST_PIXELS = 256 * 256  # smaller pictures are not worth judging
+_BLANK = Image.new("RGB", (1, 1))
+
+
+class Budget:
+    """What a policy reads of an example.
+
+    Args:
+        policy: Whose tokenizer and pictures count.
+        style: Wording of the prompts.
+        views: The views in which examples are shown; the longest counts.
+        limit: Most tokens of a prompt.
+    """
+
+    def __init__(self, policy: GenerativeRMPolicy, style: Style, views: Sequence[View], limit: int) -> None:
+        self.policy, self.views, self.limit = policy, views, limit
+        self.style: Style = style
+
+    def tokens(self, example: PreferenceExample, sizes: Sequence[Sequence[Size]]) -> int:
+        """Tokens of the longest prompt, over views and both orders.
+
+        Args:
+            example: Its media need not be decoded.
+            sizes: For each medium the sizes of its frames.
+        """
+        return max(self._count(text) + pictures for text, pictures in self._texts(example, sizes))
+
+    def fits(self, example: PreferenceExample, sizes: Sequence[Sequence[Size]]) -> bool:
+        """Whether the longest prompt is within the limit. Bytes are looked at first: no token is shorter."""
+        return all(
+            len(text.encode()) + pictures <= self.limit or self._count(text) + pictures <= self.limit
+            for text, pictures in self._texts(example, sizes)
+        )
+
+    def admits(self, example: PreferenceExample) -> bool:
+        """Whether it fits with the least media: one frame per clip, of ``LEAST_PIXELS`` like each picture."""
+        side = int(LEAST_PIXELS**0.5)
+        return self.fits(example, [[(side, side)]] * len(example.media))
+
+    def fit(self, example: PreferenceExample) -> PreferenceExample:
+        """The example with as much of its decoded media as fits; itself, if all does."""
+        sizes = [[frame.size for frame in medium.frames] for medium in example.media]
+        for pixels, frames in _ladder(sizes):
+            wanted = [[_shrunk(size, pixels) for size in _spread(own, frames)] for own in sizes]
+            if self.fits(example, wanted):
+                return example if wanted == sizes else _apply(example, wanted)
+        return example  # a picture of extreme shape; the policy will name it
+
+    def _texts(
+        self, example: PreferenceExample, sizes: Sequence[Sequence[Size]]
+    ) -> Iterator[tuple[str, int]]:
+        """In each view and order the chat text, and the tokens its pictures add to it."""
+        blank = tuple(
+            Media(medium.kind, (_BLANK,) * len(own)) for medium, own in zip(example.media, sizes, strict=True)
+        )
+        shown = replace(example, media=blank)
+        added = sum(self.policy.backbone.picture_tokens(*size) - 1 for own in sizes for size in own)
+        for view in self._views(example):
+            for swapped in (False, True):
+                prompt = render(shown, view=view, style=self.style, swapped=swapped)
+                yield self.policy.chat(prompt.text, prompt.media), added if prompt.media else 0
+
+    def _views(self, example: PreferenceExample) -> list[View]:
+        if example.task_type == "text":
+            return ["caption"]
+        return [view for view in self.views if (example.media if view == "visual" else example.captions)]
+
+    def _count(self, text: str) -> int:
+        return len(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _ladder(sizes: Sequence[Sequence[Size]]) -> Iterator[tuple[int, int]]:
+    """Ever less media: pixels per frame, halved down to the least, then frames per clip, one by one."""
+    pixels = max((width * height for own in sizes for width, height in own), default=0)
+    frames = max((len(own) for own in sizes), default=0)
+    yield pixels, frames
+    while pixels > LEAST_PIXELS:
+        pixels = max(pixels // 2, LEAST_PIXELS)
+        yield pixels, frames
+    for fewer in range(frames - 1, 0, -1):
+        yield pixels, fewer
+
+
+def _spread(own: Sequence[Size], frames: int) -> list[Size]:
+    return [own[i] for i in _indices(len(own), frames)]
+
+
+def _indices(total: int, count: int) -> list[int]:
+    """``count`` of ``total``, evenly: the middles of equal stretches."""
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def _shrunk(size: Size, pixels: int) -> Size:
+    excess = size[0] * size[1] / max(pixels, 1)
+    return size if excess <= 1 else (max(1, int(size[0] / excess**0.5)), max(1, int(size[1] / excess**0.5)))
+
+
+def _apply(example: PreferenceExample, wanted: list[list[Size]]) -> PreferenceExample:
+    media = []
+    for medium, sizes in zip(example.media, wanted, strict=True):
+        kept = [medium.frames[i] for i in _indices(len(medium.frames), len(sizes))]
+        frames = tuple(
+            frame if frame.size == size else frame.resize(size, Image.Resampling.BICUBIC)
+            for frame, size in zip(kept, sizes, strict=True)
+        )
+        media.append(replace(medium, source=frames))
+    return replace(example, media=tuple(media))
