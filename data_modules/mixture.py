@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -58,6 +59,10 @@ class Mixture(Source):
                 continue
             taken[turn] += 1
             yield renamed(example, turn)
+
+    def counted(self) -> Counter[str]:
+        """Of all sources together."""
+        return sum((source.counted() for source in self.sources), Counter())
 
     def turn(self, taken: list[int], ended: list[bool]) -> int | None:
         """The source whose turn it is: the first that is not done, or the one most behind its share."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.rank_zero import rank_zero_info
 
 from data_modules.stream import Batch
 

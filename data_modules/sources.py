@@ -68,6 +68,10 @@ class Source(ABC):
     def describe(self) -> str:
         """One line that says what is streamed; it identifies the source in a checkpoint."""
 
+    def counted(self) -> Counter[str]:
+        """Rows read, examples kept and ties left out by `examples` so far, if it counts them."""
+        return Counter()
+
     def check(self) -> None:  # noqa: B027 - most sources need nothing
         """Raise ``ValueError`` at once if it could never be opened."""
 
@@ -158,6 +162,10 @@ class Rows(Source):
                 refused(str(error))
                 continue
             yield from found
+
+    def counted(self) -> Counter[str]:
+        """Rows read, examples kept and ties left out."""
+        return self.tally
 
     def _hub(self) -> datasets.IterableDataset:
         rows = datasets.load_dataset(self.path, self.subset, split=self.split, streaming=True).decode(False)

@@ -49,6 +49,8 @@ class Urls:
             with opener.open(url, timeout=self.seconds) as response:
                 return self._read(response, url, max_bytes, end)
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             raise UrlError(f"{url}: cannot be read ({' '.join(str(error).split())})") from error
 
     def check(self, url: str) -> None:
@@ -82,5 +84,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self.urls = urls
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # noqa: ANN001, ANN201 - urllib's signature
-        self.urls.check(newurl)
+        try:
+            self.urls.check(newurl)
+        except UrlError:
+            fp.close()
+            raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)

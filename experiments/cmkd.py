@@ -12,11 +12,9 @@ from lit_msrl.cli import MSRLCLI, run
 from lit_msrl.stages import CMKD
 
 
-def main(args: ArgsType = None) -> MSRLCLI:
+def main(args: ArgsType = None, cli: type[MSRLCLI] = MSRLCLI) -> MSRLCLI:
     """Parse the command line and run the stage."""
-    return MSRLCLI(
-        CMKD, MultimodalPreferenceDataModule, scripts=Path(__file__).parent, after="stage2", args=args
-    )
+    return cli(CMKD, MultimodalPreferenceDataModule, scripts=Path(__file__).parent, after="stage2", args=args)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from lit_msrl.cli import MSRLCLI, run
 from lit_msrl.stages import Stage1SFT
 
 
-def main(args: ArgsType = None) -> MSRLCLI:
+def main(args: ArgsType = None, cli: type[MSRLCLI] = MSRLCLI) -> MSRLCLI:
     """Parse the command line and run the stage."""
-    return MSRLCLI(Stage1SFT, TextPreferenceDataModule, scripts=Path(__file__).parent, after=None, args=args)
+    return cli(Stage1SFT, TextPreferenceDataModule, scripts=Path(__file__).parent, after=None, args=args)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ from lit_msrl.cli import MSRLCLI, run
 from lit_msrl.stages import Stage3
 
 
-def main(args: ArgsType = None) -> MSRLCLI:
+def main(args: ArgsType = None, cli: type[MSRLCLI] = MSRLCLI) -> MSRLCLI:
     """Parse the command line and run the stage."""
-    return MSRLCLI(
-        Stage3, MultimodalPreferenceDataModule, scripts=Path(__file__).parent, after="cmkd", args=args
-    )
+    return cli(Stage3, MultimodalPreferenceDataModule, scripts=Path(__file__).parent, after="cmkd", args=args)
 
 
 if __name__ == "__main__":

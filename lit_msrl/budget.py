@@ -84,7 +84,8 @@ class Budget:
         return [view for view in self.views if (example.media if view == "visual" else example.captions)]
 
     def _count(self, text: str) -> int:
-        return len(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self.policy.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return len(ids)
 
 
 def _ladder(sizes: Sequence[Sequence[Size]]) -> Iterator[tuple[int, int]]:

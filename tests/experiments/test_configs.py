@@ -11,6 +11,7 @@ from lit_msrl.rewards import RewardSum
 from tests.experiments.made import REPOSITORY, STAGES, call
 
 CONFIGS = REPOSITORY / "experiments" / "configs"
+ADAPTERS = REPOSITORY / "data_modules" / "datasets"
 
 
 def printed(stage: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -40,6 +41,28 @@ def test_a_configuration_is_read_and_all_it_says_counts(stage, capsys):
     wanted = leaves(yaml.safe_load((CONFIGS / f"{stage}.yaml").read_text()))
     found = leaves(config)
     assert {path: found.get(path) for path in wanted} == wanted
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_read_by_the_stage_it_is_called_like_and_names_adapters_that_exist(path, capsys):
+    config = yaml.safe_load(printed(path.stem, capsys, f"--config={path}"))
+    wanted = leaves(yaml.safe_load(path.read_text()))
+    found = leaves(config)
+    for name in ("batch_size", "replay_ratio"):
+        assert found.get(("data", name)) == wanted.get(("data", name))
+    for role in ("train", "validation", "replay"):
+        source = config["data"].get(role)
+        for rows in source["init_args"].get("sources", [source]) if source else []:
+            assert (ADAPTERS / f"{rows['init_args']['adapter']}.py").is_file()
+
+
+def test_the_recipes_hold_the_papers_numbers():
+    files = (CONFIGS / "data").glob("*.yaml")
+    recipes = {path.stem: yaml.safe_load(path.read_text())["data"] for path in files}
+    assert recipes["stage1"]["train"]["init_args"]["limit"] == 400_000
+    assert sum(recipes["stage2"]["train"]["init_args"]["counts"]) == 19_442
+    assert recipes["cmkd"]["train"] == recipes["stage2"]["train"]
+    assert sum(recipes["stage3"]["train"]["init_args"]["counts"]) == 20_038
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,0 +1,214 @@
+"""What would stop or spoil a run, said before it: data, prompt lengths, contamination, memory, disk.
+
+python experiments/doctor.py --config experiments/configs/stage3.yaml [--against bench.jsonl:prompt ...]
+
+Takes a stage's options and reads them as the stage does; no weight is loaded and nothing is trained. The
+stage is named by ``--stage``, or by a configuration called like one. Exit code 1 when something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from data_modules import CaptionPreferenceDataModule, Source, TextPreferenceDataModule
+from data_modules.contamination import NearDuplicate, near_duplicates
+from data_modules.files import read_rows
+from data_modules.survey import Group, Survey, survey
+from experiments.settings import (
+    GIB,
+    STAGES,
+    Settings,
+    budget_of,
+    device_gib,
+    needs_reference,
+    policy_of,
+    read_settings,
+)
+from lit_msrl.cli import run
+from lit_msrl.memory import Load, checkpoint_bytes, memory
+
+SHOWN = 5  # lines of a kind that are spelled out
+KEY = ("role", "dataset", "task")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Examine a stage; returns the number of problems."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--stage", choices=STAGES, help="by default what a --config is called")
+    parser.add_argument("--rows", type=int, default=2000, help="examples looked at per source; 0 for all")
+    parser.add_argument("--against", action="append", default=[], help="a benchmark's FILE:COLUMN of prompts")
+    parser.add_argument("--gib", type=float, help="memory of the device it will run on, in GiB")
+    options, rest = parser.parse_known_args(args)
+    return Doctor(read_settings(rest, options.stage), options).examine()
+
+
+class Doctor:
+    """Looks at one part after another, and remembers what is wrong."""
+
+    def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
+        self.settings, self.options, self.data = settings, options, settings.data
+        self.policy = policy_of(settings.model)
+        self.budget = budget_of(self.policy, settings.model)
+        self.console = Console(highlight=False)
+        self.problems: list[str] = []
+        self.benchmarks = {benchmark: _prompts(benchmark) for benchmark in options.against}
+
+    def examine(self) -> int:
+        """Everything; returns the number of problems."""
+        surveys = {role: self.survey(source, role) for role, source in self.sources()}
+        self.show_data(surveys)
+        self.show_prompts(surveys)
+        for benchmark in self.benchmarks:
+            self.show_contamination(surveys, benchmark)
+        self.show_memory(max((found.longest[0][0] for found in surveys.values() if found.longest), default=0))
+        for problem in self.problems:
+            self.say(f"[red]problem:[/] {problem}")
+        if not self.problems:
+            self.say("[green]nothing found that would stop or spoil this run[/]")
+        return len(self.problems)
+
+    def say(self, line: str) -> None:
+        """A line, however long."""
+        self.console.print(line, soft_wrap=True)
+
+    def sources(self) -> Iterator[tuple[str, Source]]:
+        """The data module's sources by their role."""
+        replay = self.data.replay if isinstance(self.data, CaptionPreferenceDataModule) else None
+        roles = {"train": self.data.train, "replay": replay, "validation": self.data.validation}
+        yield from ((role, source) for role, source in roles.items() if source is not None)
+
+    def survey(self, source: Source, role: str) -> Survey:
+        """Look through a source and note what is wrong with it."""
+        check = TextPreferenceDataModule.check if role == "replay" else self.data.check
+        rows, decoder = self.options.rows or None, self.data.decoder
+        found = survey(source, check=check, decoder=decoder, tokens=self.budget.tokens, rows=rows)
+        for kind, lines in (("rows do not fit", found.refused), ("media cannot be read", found.unreadable)):
+            if lines:
+                self.problems.append(f"{role}: {len(lines)} {kind}: " + "; ".join(lines[:SHOWN]))
+        size = self.data.batch_size
+        if found.examples < size and role != "validation":
+            self.problems.append(f"{role}: {found.examples} examples do not fill a batch of {size}")
+        if found.repeated_ids:
+            often, _ = found.ids.most_common(1)[0]
+            self.problems.append(f"{role}: {found.repeated_ids} examples repeat an id, such as {often!r}")
+        return found
+
+    def show_data(self, surveys: dict[str, Survey]) -> None:
+        """Rows per source and task, and which side wins."""
+        table = _table("Data", *KEY, "examples", "1 better", "2 better", "tie", "A better")
+        for key, group in _groups(surveys):
+            share = group.shown_first / max(group.decided, 1)
+            sides = [str(group.winners[winner]) for winner in (1, 2, "tie")]
+            table.add_row(*key, str(group.examples), *sides, f"{share:.0%}" if group.decided else "-")
+            if group.lopsided():
+                self.problems.append(f"{' '.join(key)}: A is better in {share:.0%} of the examples")
+        self.console.print(table)
+        for role, found in surveys.items():
+            part = "all" if found.ended else f"the first {self.options.rows} examples"
+            rows = f" of {found.left_out['rows']} rows" if found.left_out["rows"] else ""
+            ties = f", {found.left_out['ties']} ties left out" if found.left_out["ties"] else ""
+            bad = f", {len(found.refused)} refused, {len(found.unreadable)} media unreadable"
+            self.say(f"{role}: {part}{rows}{ties}{bad}")
+
+    def show_prompts(self, surveys: dict[str, Survey]) -> None:
+        """Lengths in tokens, before anything is shrunk."""
+        limit = self.budget.limit
+        title = f"Prompts in tokens (limit {limit}: model.policy.max_length - model.max_completion)"
+        table = _table(title, *KEY, "median", "95 %", "longest", "over the limit")
+        for key, group in _groups(surveys):
+            counts = sorted(group.tokens)
+            if counts:
+                most, over = counts[int(0.95 * (len(counts) - 1))], sum(count > limit for count in counts)
+                table.add_row(*key, f"{median(counts):.0f}", str(most), str(counts[-1]), str(over))
+                if key[-1] == "text" and over > len(counts) / 10:
+                    self.problems.append(f"{' '.join(key)}: {over} of {len(counts)} prompts are too long")
+        self.console.print(table)
+        for role, found in surveys.items():
+            listed = ", ".join(f"{name} ({tokens})" for tokens, name in found.longest)
+            self.say(f"{role}, longest: {listed or 'none could be counted'}")
+        self.say("Over the limit: media are shrunk first; what is too long even so is left out, and counted.")
+
+    def show_contamination(self, surveys: dict[str, Survey], benchmark: str) -> None:
+        """Training prompts that a benchmark has too."""
+        prompts = self.benchmarks[benchmark]
+        training = [p for role, found in surveys.items() if role != "validation" for p in found.prompts]
+        matches = list(near_duplicates(training, prompts))
+        telling = [match for match in matches if match.telling]
+        self.say(
+            f"{benchmark}: {len(matches)} of {len(training)} training prompts nearly are one of its"
+            f" {len(prompts)}, {len(telling)} of them more than stock phrases"
+        )
+        if telling:
+            listed = "; ".join(map(_spelled, telling[:SHOWN]))
+            self.problems.append(f"{len(telling)} training prompts are in {benchmark}: {listed}")
+
+    def show_memory(self, longest: int) -> None:
+        """Memory on a rank, and disk."""
+        needed = memory(self.policy, list(self.settings.model["learning_rates"]), self.load(longest))
+        table = _table("Memory of a rank, nothing sharded", "for", "GiB")
+        for purpose, size in [*needed.items(), ("all", sum(needed.values()))]:
+            table.add_row(purpose, f"{size / GIB:.2f}")
+        self.console.print(table)
+        total, there = sum(needed.values()) / GIB, self.options.gib or device_gib(self.settings.trainer)
+        if there and total > there:
+            self.problems.append(f"about {total:.1f} GiB of memory are needed, {there:.1f} are there")
+        cache = self.data.decoder.cache
+        disk = (checkpoint_bytes(needed) + (cache.max_bytes if cache else 0)) / GIB
+        folder = self.settings.outputs
+        free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free / GIB
+        self.say(f"disk: {disk:.2f} GiB needed for checkpoints and cache, {free:.1f} free")
+        if disk > free:
+            self.problems.append(f"{disk:.1f} GiB of disk are needed under {folder}, {free:.1f} are free")
+
+    def load(self, longest: int) -> Load:
+        """What a step holds at a time."""
+        model = self.settings.model
+        prompts = self.data.batch_size * (2 if model.get("both_orders") else 1)
+        return Load(
+            prompts=prompts,
+            micro_batch=min(model.get("micro_batch_size", prompts), prompts),
+            group=model.get("group_size", 1),
+            prompt_tokens=min(longest, self.budget.limit),
+            completion_tokens=model["max_completion"],
+            reference=needs_reference(model) and not self.policy.adapted,
+        )
+
+
+def _groups(surveys: dict[str, Survey]) -> Iterator[tuple[tuple[str, str, str], Group]]:
+    for role, found in surveys.items():
+        yield from (((role, *key), group) for key, group in sorted(found.groups.items()))
+
+
+def _prompts(benchmark: str) -> list[tuple[str, str]]:
+    path, _, column = benchmark.rpartition(":")
+    if not path:
+        raise ValueError(f"--against={benchmark}: name a file and its column of prompts, bench.jsonl:prompt")
+    found = []
+    for number, row in read_rows(path):
+        if not isinstance(row.get(column), str):
+            raise ValueError(f"{path} row {number}: field {column!r} is missing or no text")
+        found.append((f"row {number}", row[column]))
+    return found
+
+
+def _spelled(match: NearDuplicate) -> str:
+    return f"{match.training!r} is {match.benchmark} ({match.similarity:.2f}): {match.prompt[:60]!r}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        named = column in (*KEY, "for")
+        table.add_column(column, justify="left" if named else "right", overflow="fold")
+    return table
+
+
+if __name__ == "__main__":
+    run(lambda: sys.exit(min(main(), 1)))

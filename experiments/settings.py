@@ -1,0 +1,107 @@
+"""A stage's settings, read as the stage reads them, without its weights: for what looks before a run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import instantiate_module
+
+from data_modules import PreferenceDataModule
+from lit_msrl.adapters import LoRA
+from lit_msrl.budget import Budget
+from lit_msrl.cli import MSRLCLI
+from lit_msrl.losses.base import RLVRLoss
+from lit_msrl.memory import policy_on_paper
+from lit_msrl.policy import GenerativeRMPolicy
+from lit_msrl.prompts import View
+
+STAGES = ("stage1_sft", "stage1", "stage2", "cmkd", "stage3", "baseline_sft", "baseline")
+GIB = 1024**3
+
+
+class Settings(MSRLCLI):
+    """The command line of a stage that makes nothing but the data.
+
+    Attributes:
+        data: The data module.
+        model: Options of the stage's module.
+        trainer: Options of the trainer.
+        outputs: Where the run would write.
+    """
+
+    def instantiate_classes(self) -> None:
+        """Make the data module."""
+        config = self.config["fit"]
+        data = instantiate_module(self.datamodule_class, config["data"].as_dict())  # type: ignore[arg-type]
+        assert isinstance(data, PreferenceDataModule)
+        self.data: PreferenceDataModule = data
+        self.model: dict[str, Any] = config["model"].as_dict()
+        self.trainer: dict[str, Any] = config["trainer"].as_dict()
+        self.outputs = Path(config["outputs"]).absolute()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing; Lightning has no public way to say so and keep the subcommand's options."""
+
+
+def read_settings(args: list[str], stage: str | None = None) -> Settings:
+    """The settings of a stage.
+
+    Args:
+        args: Its options.
+        stage: Its name; by default that of the last ``--config`` file called like a stage.
+
+    Raises:
+        ValueError: No stage is named.
+    """
+    script = importlib.import_module(f"experiments.{stage or _stage_of(args)}")
+    return script.main(["fit", *args], cli=Settings)
+
+
+def _stage_of(args: list[str]) -> str:
+    files = [value for option, value in zip(args, args[1:], strict=False) if option == "--config"]
+    files += [option.partition("=")[2] for option in args if option.startswith("--config=")]
+    named = [Path(file).stem for file in files if Path(file).stem in STAGES]
+    if not named:
+        raise ValueError(f"which stage? --stage={'|'.join(STAGES)}, or --config with a file called like one")
+    return named[-1]
+
+
+def policy_of(model: dict[str, Any]) -> GenerativeRMPolicy:
+    """The policy, without weights."""
+    options = model["policy"]["init_args"]
+    return policy_on_paper(
+        options["model_name"],
+        lora=LoRA(**options["lora"]) if options["lora"] else None,
+        dtype=options["dtype"],
+        max_length=options["max_length"],
+        trust_remote_code=options["trust_remote_code"],
+    )
+
+
+def budget_of(policy: GenerativeRMPolicy, model: dict[str, Any]) -> Budget:
+    """What of an example the stage would show, as `StageModule.budget` has it."""
+    views: list[View] = [model["view"]] if "view" in model else ["caption", "visual"]  # CMKD has both
+    return Budget(policy, model["style"], views, policy.max_length - model["max_completion"])
+
+
+def needs_reference(model: dict[str, Any]) -> bool:
+    """Whether the loss compares with a frozen copy of the policy."""
+    if "loss" not in model:
+        return False
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(RLVRLoss, "loss")
+    loss = parser.instantiate_classes(parser.parse_object({"loss": model["loss"]}))["loss"]
+    return loss.needs_reference
+
+
+def device_gib(trainer: dict[str, Any]) -> float:
+    """Memory of what the trainer would use on this machine; 0 if that is not here."""
+    gpu = torch.cuda.is_available()
+    if trainer["accelerator"] == "cpu" or (trainer["accelerator"] == "auto" and not gpu):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    return torch.cuda.get_device_properties(0).total_memory / GIB if gpu else 0.0
