@@ -4,37 +4,71 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from data_modules.stream import Batch
 
 
-class DataReport(Callback):
-    """Counts training examples left out, or shown with less of their media, to fit ``max_length``."""
+class _Count:
+    """What was left out and what was shrunk, in one pass over the data."""
 
     def __init__(self) -> None:
         self.dropped = self.shrunk = 0
 
+    def add(self, batch: Any) -> None:
+        """Add a batch; what was dropped before it, every rank and worker knows alike."""
+        if isinstance(batch, Batch):
+            self.dropped = max(self.dropped, batch.dropped)
+            self.shrunk += batch.shrunk
+
+    def say(self, what: str) -> None:
+        """A line, if there is something to say."""
+        if self.dropped or self.shrunk:
+            rank_zero_info(
+                f"{what}: {self.dropped} examples left out, too long for max_length even with the least"
+                f" media; {self.shrunk} shown with smaller pictures or fewer frames"
+            )
+
+
+class DataReport(Callback):
+    """Counts examples left out, or shown with less of their media, to fit ``max_length``."""
+
+    def __init__(self) -> None:
+        self.training, self.validation = _Count(), _Count()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count anew."""
-        self.dropped = self.shrunk = 0
+        self.training = _Count()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add a batch; what was dropped before it, every rank and worker knows alike."""
-        if not isinstance(batch, Batch):
-            return
-        self.dropped = max(self.dropped, batch.dropped)
-        self.shrunk += batch.shrunk
-        pl_module.log("data/dropped", float(self.dropped))
-        pl_module.log("data/shrunk", float(self.shrunk))
+        """Add a batch, and log."""
+        self.training.add(batch)
+        pl_module.log("data/dropped", float(self.training.dropped))
+        pl_module.log("data/shrunk", float(self.training.shrunk))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was left out, if anything was."""
-        if self.dropped or self.shrunk:
-            rank_zero_info(
-                f"epoch {trainer.current_epoch}: {self.dropped} examples left out, too long for max_length"
-                f" even with the least media; {self.shrunk} shown with smaller pictures or fewer frames"
-            )
+        self.training.say(f"epoch {trainer.current_epoch}")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count anew."""
+        self.validation = _Count()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch."""
+        self.validation.add(batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was left out, if anything was."""
+        self.validation.say("validation")

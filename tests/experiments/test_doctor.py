@@ -1,0 +1,145 @@
+"""The doctor finds what is planted, says where, and finds nothing where nothing is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments.doctor import main
+from experiments.settings import budget_of, policy_of, read_settings
+from lit_msrl.cli import run
+from lit_msrl.memory import Load, memory
+from lit_msrl.policy import GenerativeRMPolicy
+from tests.experiments.made import REALDATA, STAGES, write_rows
+
+ALONE = ["data.validation=null"]
+LONG = "Which of these two is the red ball that lies in the garden behind the old house?"
+TEXT = {"prompt": LONG, "candidate_1": "the ball", "candidate_2": "the sky", "winner": 1}
+
+
+def examine(*options: str) -> int:
+    return main([f"--{option}" for option in options])
+
+
+def data(path: str, role: str = "train") -> list[str]:
+    return [f"data.{role}=Rows", f"data.{role}.path={path}"]
+
+
+def problems(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_shipped_configurations_are_well(stage, capsys):
+    assert examine(f"config=experiments/configs/{stage}.yaml", "rows=40") == 0
+    out = capsys.readouterr().out
+    assert "nothing found that would stop or spoil this run" in out
+    assert "train: the first 40 examples, 0 refused, 0 media unreadable" in out
+
+
+def test_what_is_planted_is_found(tmp_path: Path, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "p.png")
+    rows = [{**TEXT, "id": str(i), "image": "p.png"} for i in range(12)]
+    rows[3]["winner"] = "A"
+    rows[4]["image"] = "absent.png"
+    rows[5]["task_type"] = "text"
+    rows[6]["id"] = "1"
+    rows[7]["winner"] = "tie"
+    path = write_rows(tmp_path / "mine.jsonl", *rows)
+    bench = write_rows(tmp_path / "bench.jsonl", {"q": "Describe it."}, {"q": LONG.upper()})
+    assert examine("stage=stage3", *data(path), *ALONE, f"against={bench}:q", "gib=0.001") == 6
+    said = problems(capsys)
+    assert f"{path} row 4: field 'winner' is 'A'" in said[0]
+    assert "2 rows do not fit" in said[0]
+    assert "'5'" in said[0] or "row 6" in said[0]
+    assert f"{path} row 5 field 'image'" in said[1]
+    assert "absent.png: no such file" in said[1]
+    assert "9 examples do not fill a batch of 16" in said[2]
+    assert "1 examples repeat an id, such as '1'" in said[3]
+    assert "9 training prompts are in" in said[4]
+    assert "row 2" in said[4]
+    assert "GiB of memory are needed, 0.0 are there" in said[5]
+
+
+def test_long_prompts_are_counted_against_the_limit(tmp_path: Path, capsys):
+    rows = [{**TEXT, "id": str(i), "prompt": LONG * (1 if i < 14 else 40)} for i in range(20)]
+    path = write_rows(tmp_path / "mine.jsonl", *rows)
+    assert examine("stage=stage1", *data(path), *ALONE) == 1
+    (said,) = problems(capsys)
+    assert "6 of 20 prompts are too long" in said
+
+
+def test_a_coin_that_always_falls_alike_is_noticed(tmp_path: Path, capsys):
+    rows = [{**TEXT, "id": "same"} for _ in range(60)]
+    assert examine("stage=stage1", *data(write_rows(tmp_path / "m.jsonl", *rows)), *ALONE) == 2
+    said = problems(capsys)
+    assert "59 examples repeat an id, such as 'same'" in said[0]
+    assert "A is better in 100% of the examples" in said[1] or "A is better in 0% of the examples" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "which stage?"),
+        (["stage=stage1", "against=bench.jsonl"], "name a file and its column"),
+        (["stage=stage1", "data.train=Rows", "data.train.path=absent.jsonl"], "absent.jsonl: no such file"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_gets_one_line(options, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: examine(*options))
+    assert stop.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+def test_the_policy_on_paper_reads_and_weighs_like_the_real_one():
+    settings = read_settings([], "stage3")
+    paper, real = policy_of(settings.model), GenerativeRMPolicy("tiny", max_length=1024)
+    assert {parameter.device.type for parameter in paper.parameters()} == {"meta"}
+    assert sum(p.numel() for p in paper.parameters()) == sum(p.numel() for p in real.parameters())
+    assert settings.data.train is not None
+    example = next(settings.data.train.examples())
+    sizes = [settings.data.decoder.sizes(media) for media in example.media]
+    assert budget_of(paper, settings.model).tokens(example, sizes) == budget_of(real, settings.model).tokens(
+        example, sizes
+    )
+
+
+def test_memory_is_what_a_step_holds():
+    policy = GenerativeRMPolicy("tiny")
+    needed = memory(
+        policy, ["language"], Load(4, 2, 8, prompt_tokens=100, completion_tokens=10, reference=True)
+    )
+    optimizer = torch.optim.AdamW([p for _, p in policy.parts()["language"]])
+    for _, parameter in policy.parts()["language"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    states = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+    assert needed["optimizer"] == sum(t.numel() * t.element_size() for t in states)
+    assert needed["gradients"] == needed["optimizer"] / 2
+    assert needed["weights"] == needed["reference"] == sum(p.numel() * 4 for p in policy.parameters())
+    batch = policy.encode_turns([("red " * 10, [])], ["x"])
+    layers = policy.read(batch).cache.layers
+    held = sum(t.numel() * 4 for layer in layers for t in (layer.keys, layer.values))  # type: ignore[attr-defined]
+    per_token = held / batch.input_ids.shape[1]
+    assert needed["keys and values while sampling"] == 4 * (100 + 8 * 10) * per_token
+
+
+@pytest.mark.skipif(not REALDATA.is_dir(), reason="the real files are not here")
+def test_real_preferences_against_a_real_benchmark(capsys, tmp_path: Path):
+    pairs = REALDATA / "llamafactory_demo" / "dpo_en_demo_sub120.json"
+    bench = next((REALDATA / "judgebench").glob("*.jsonl"))
+    prompts = [{"q": row["conversations"][0]["value"]} for row in json.loads(pairs.read_text())[:3]]
+    leak = write_rows(tmp_path / "leak.jsonl", *prompts)
+    options = [*data(str(pairs)), "data.train.adapter=sharegpt_ranking", *ALONE]
+    options += ["model.policy.max_length=16384", f"against={bench}:question", f"against={leak}:q"]
+    found = examine("stage=stage1", *options, "gib=1000")
+    out = capsys.readouterr().out
+    assert "0 of 120 training prompts nearly are one of its 270" in out.replace("\n", " ")
+    assert found == 1
+    assert "120 rows" in out
