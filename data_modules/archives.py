@@ -50,9 +50,20 @@ def names(archive: str) -> list[str]:
 
 
 def contains(archive: str, member: str) -> bool:
-    """Whether the archive has this file, or files below this folder."""
+    """Whether the archive has this file or folder."""
     wanted = _clean(member)
-    return wanted in _index(archive) or any(name.startswith(f"{wanted}/") for name in _index(archive))
+    return wanted in _index(archive) or wanted in _folders(archive, os.stat(archive).st_mtime_ns)
+
+
+def folder(archive: str, member: str) -> list[str]:
+    """The files of a folder of an archive, those of folders in it left aside; none if it is no folder.
+
+    Raises:
+        ArchiveError: It cannot be read.
+    """
+    index = _index(archive)
+    found = _folders(archive, os.stat(archive).st_mtime_ns).get(_clean(member), [])
+    return [name for name in found if _is_file(index[name])]
 
 
 def read(archive: str, member: str, max_bytes: int) -> bytes:
@@ -141,6 +152,17 @@ def _indexed(archive: str, modified: int) -> Mapping[str, Entry]:
         with tarfile.open(archive) as opened:
             found = [(info.name, info) for info in opened if not info.isdir()]
     return {str(PurePosixPath(name)): entry for name, entry in found if _stays_inside(name)}
+
+
+@lru_cache(maxsize=16)
+def _folders(archive: str, modified: int) -> Mapping[str, list[str]]:
+    """What lies in each folder."""
+    found: dict[str, list[str]] = {}
+    for name in _index(archive):
+        for parent in PurePosixPath(name).parents:
+            found.setdefault(str(parent), [])
+        found[str(PurePosixPath(name).parent)].append(name)
+    return found
 
 
 def _stays_inside(name: str) -> bool:

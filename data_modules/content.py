@@ -87,12 +87,11 @@ def _listed(folder: str) -> list[str] | None:
     inside = archives.split(folder)
     if inside is None or not Path(inside[0]).is_file():
         return [str(path) for path in Path(folder).iterdir()] if Path(folder).is_dir() else None
-    archive, member = inside[0], inside[1].removeprefix("./")
+    archive, member = inside
     try:
-        names = archives.names(archive)
+        return [f"{archive}/{name}" for name in archives.folder(archive, member)] or None
     except archives.ArchiveError as error:
         raise MediaError(str(error)) from error
-    return [f"{archive}/{name}" for name in names if name.startswith(f"{member}/")] or None
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:

@@ -214,12 +214,15 @@ class Rows(Source):
         ]
 
     def _locate(self, media: Media, where: str) -> Media:
-        source = media.source
-        if isinstance(source, str):
-            source = self._find(source)
-        elif isinstance(source, tuple):
-            source = tuple(self._find(frame) for frame in source if isinstance(frame, str))
-        return replace(media, source=source, origin=f"{where} field {media.origin!r}")
+        source, origin = media.source, f"{where} field {media.origin!r}"
+        try:
+            if isinstance(source, str):
+                source = self._find(source)
+            elif isinstance(source, tuple):
+                source = tuple(self._find(frame) for frame in source if isinstance(frame, str))
+        except ValueError as error:  # of an archive
+            raise ValueError(f"{origin}: {error}") from error
+        return replace(media, source=source, origin=origin)
 
     def _find(self, path: str) -> str:
         """The path below the root that has it; where none has, below the first, which the error will name."""

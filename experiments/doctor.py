@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from statistics import median
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.table import Table
 from data_modules import CaptionPreferenceDataModule, Source, TextPreferenceDataModule
 from data_modules.contamination import NearDuplicate, near_duplicates
 from data_modules.files import read_rows
-from data_modules.survey import Group, Survey, survey
+from data_modules.survey import Check, Group, Survey, survey
 from experiments.settings import (
     GIB,
     STAGES,
@@ -33,9 +34,11 @@ from experiments.settings import (
 )
 from lit_msrl.cli import run
 from lit_msrl.memory import Load, checkpoint_bytes, memory
+from lit_msrl.types import PreferenceExample
 
 SHOWN = 5  # lines of a kind that are spelled out
 KEY = ("role", "dataset", "task")
+NEEDS = {"stage1_sft": ("rationale",), "baseline_sft": ("rationale", "captions"), "cmkd": ("captions",)}
 
 
 def main(args: list[str] | None = None) -> int:
@@ -86,7 +89,8 @@ class Doctor:
 
     def survey(self, source: Source, role: str) -> Survey:
         """Look through a source and note what is wrong with it."""
-        check = TextPreferenceDataModule.check if role == "replay" else self.data.check
+        accept = TextPreferenceDataModule.check if role == "replay" else self.data.check
+        check = partial(_complete, accept, NEEDS.get(self.settings.stage, ()) if role == "train" else ())
         rows, decoder = self.options.rows or None, self.data.decoder
         found = survey(source, check=check, decoder=decoder, tokens=self.budget.tokens, rows=rows)
         for kind, lines in (("rows do not fit", found.refused), ("media cannot be read", found.unreadable)):
@@ -179,6 +183,18 @@ class Doctor:
             completion_tokens=model["max_completion"],
             reference=needs_reference(model) and not self.policy.adapted,
         )
+
+
+def _complete(accept: Check, needs: Sequence[str], example: PreferenceExample) -> PreferenceExample:
+    """What the data module accepts and the stage can learn from."""
+    example = accept(example)
+    parts = {"rationale": example.rationale, "captions": example.captions}
+    missing = [name for name in needs if not parts[name]]
+    if missing:
+        raise ValueError(
+            f"example {example.id!r} of {example.source!r} has no {missing[0]}, which the stage needs"
+        )
+    return example
 
 
 def _groups(surveys: dict[str, Survey]) -> Iterator[tuple[tuple[str, str, str], Group]]:

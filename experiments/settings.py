@@ -32,6 +32,7 @@ class Settings(MSRLCLI):
         model: Options of the stage's module.
         trainer: Options of the trainer.
         outputs: Where the run would write.
+        stage: Its name.
     """
 
     def instantiate_classes(self) -> None:
@@ -43,6 +44,7 @@ class Settings(MSRLCLI):
         self.model: dict[str, Any] = config["model"].as_dict()
         self.trainer: dict[str, Any] = config["trainer"].as_dict()
         self.outputs = Path(config["outputs"]).absolute()
+        self.stage: str = self.model_class.name  # type: ignore[union-attr, attr-defined]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing; Lightning has no public way to say so and keep the subcommand's options."""

@@ -143,3 +143,12 @@ def test_real_preferences_against_a_real_benchmark(capsys, tmp_path: Path):
     assert "0 of 120 training prompts nearly are one of its 270" in out.replace("\n", " ")
     assert found == 1
     assert "120 rows" in out
+
+
+def test_what_a_stage_cannot_learn_from_is_named(tmp_path: Path, capsys):
+    path = write_rows(tmp_path / "mine.jsonl", *({**TEXT, "id": str(i)} for i in range(40)))
+    assert examine("stage=stage1_sft", *data(path), *ALONE) == 2
+    said = problems(capsys)
+    assert "40 rows do not fit" in said[0]
+    assert "example '0' of 'generic' has no rationale, which the stage needs" in said[0]
+    assert "0 examples do not fill a batch" in said[1]
