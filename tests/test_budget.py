@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 from lit_msrl.budget import LEAST_PIXELS, Budget
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import render
-from lit_msrl.types import Media, PreferenceExample
+from lit_msrl.types import Media, PreferenceExample, TaskType
 from tests.conftest import tiny_internvl, tiny_qwen
 
 WORDS = ("the ball <|im_end|> naïve", "the blue sky")
@@ -20,10 +21,11 @@ def frames(*sizes: tuple[int, int]) -> tuple[Image.Image, ...]:
     return tuple(Image.new("RGB", size) for size in sizes)
 
 
-def pair(*sizes: tuple[int, int], kind="image") -> PreferenceExample:
+def pair(*sizes: tuple[int, int], kind: Literal["image", "video"] = "image") -> PreferenceExample:
     """Two media of these frames for a prompt."""
     media = tuple(Media(kind, frames(*sizes)) for _ in range(2))
-    return PreferenceExample("7", f"{kind} generation", "a red ball", 1, media=media, captions=WORDS)
+    task: TaskType = "image generation" if kind == "image" else "video generation"
+    return PreferenceExample("7", task, "a red ball", 1, media=media, captions=WORDS)
 
 
 def tiling(policy: GenerativeRMPolicy) -> GenerativeRMPolicy:

@@ -104,7 +104,7 @@ def test_missing_file_is_named(tmp_path):
 def test_bounds_name_themselves(clip, bound, kind):
     source = str(clip(12)) if kind == "video" else grey()
     with pytest.raises(MediaError, match=bound):
-        Decoder(**{bound: 1})(Media(kind, source))
+        Decoder(**{bound: 1})(Media(kind, source))  # type: ignore[arg-type]
 
 
 def test_errors_name_the_example():

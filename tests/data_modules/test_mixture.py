@@ -8,7 +8,7 @@ import pytest
 
 from data_modules.base import PreferenceDataModule
 from data_modules.mixture import Mixture
-from data_modules.sources import Rows
+from data_modules.sources import Rows, Source
 from tests.data_modules.made import Numbers
 from tests.experiments.made import write_rows
 
@@ -90,7 +90,8 @@ def test_rows_are_counted_over_all_sources_and_refused_rows_told(tmp_path):
 
 
 def test_what_cannot_be_a_mixture_is_refused(tmp_path):
-    for sources, counts in (([], []), ([Numbers(1)], [1, 2]), ([Numbers(1)], [0])):
+    refused: list[tuple[list[Source], list[int]]] = [([], []), ([Numbers(1)], [1, 2]), ([Numbers(1)], [0])]
+    for sources, counts in refused:
         with pytest.raises(ValueError, match="each needs one, of at least 1"):
             Mixture(sources, counts)
     with pytest.raises(ValueError, match="no such file"):
