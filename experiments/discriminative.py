@@ -12,9 +12,9 @@ from lit_msrl.cli import MSRLCLI, run
 from lit_msrl.stages import DiscriminativeRM
 
 
-def main(args: ArgsType = None) -> MSRLCLI:
+def main(args: ArgsType = None, cli: type[MSRLCLI] = MSRLCLI) -> MSRLCLI:
     """Parse the command line and run the stage."""
-    return MSRLCLI(
+    return cli(
         DiscriminativeRM, MultimodalPreferenceDataModule, scripts=Path(__file__).parent, after=None, args=args
     )
 

@@ -124,7 +124,7 @@ class Doctor:
     def show_prompts(self, surveys: dict[str, Survey]) -> None:
         """Lengths in tokens, before anything is shrunk."""
         limit = self.budget.limit
-        title = f"Prompts in tokens (limit {limit}: model.policy.max_length - model.max_completion)"
+        title = f"Prompts in tokens (limit {limit}: model.policy.max_length less model.max_completion)"
         table = _table(title, *KEY, "median", "95 %", "longest", "over the limit")
         for key, group in _groups(surveys):
             counts = sorted(group.tokens)
@@ -180,7 +180,7 @@ class Doctor:
             micro_batch=min(model.get("micro_batch_size", prompts), prompts),
             group=model.get("group_size", 1),
             prompt_tokens=min(longest, self.budget.limit),
-            completion_tokens=model["max_completion"],
+            completion_tokens=model.get("max_completion", 0),
             reference=needs_reference(model) and not self.policy.adapted,
         )
 

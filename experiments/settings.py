@@ -13,14 +13,14 @@ from lightning.pytorch.cli import instantiate_module
 
 from data_modules import PreferenceDataModule
 from lit_msrl.adapters import LoRA
-from lit_msrl.budget import Budget
+from lit_msrl.budget import Budget, candidate_turns, judging_turns
 from lit_msrl.cli import MSRLCLI
 from lit_msrl.losses.base import RLVRLoss
 from lit_msrl.memory import policy_on_paper
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import View
 
-STAGES = ("stage1_sft", "stage1", "stage2", "cmkd", "stage3", "baseline_sft", "baseline")
+STAGES = ("stage1_sft", "stage1", "stage2", "cmkd", "stage3", "baseline_sft", "baseline", "discriminative")
 GIB = 1024**3
 
 
@@ -86,9 +86,11 @@ def policy_of(model: dict[str, Any]) -> GenerativeRMPolicy:
 
 
 def budget_of(policy: GenerativeRMPolicy, model: dict[str, Any]) -> Budget:
-    """What of an example the stage would show, as `StageModule.budget` has it."""
+    """What of an example the stage would show, as the stages' ``budget`` has it."""
     views: list[View] = [model["view"]] if "view" in model else ["caption", "visual"]  # CMKD has both
-    return Budget(policy, model["style"], views, policy.max_length - model["max_completion"])
+    if "style" not in model:
+        return Budget(policy, candidate_turns(views[0]), policy.max_length)
+    return Budget(policy, judging_turns(views, model["style"]), policy.max_length - model["max_completion"])
 
 
 def needs_reference(model: dict[str, Any]) -> bool:

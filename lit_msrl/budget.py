@@ -6,18 +6,40 @@ too long even so is left out and counted. Text is never cut, and nothing is cut 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from PIL import Image
 
 from lit_msrl.policy import GenerativeRMPolicy
-from lit_msrl.prompts import Style, View, render
+from lit_msrl.prompts import Style, View, render, render_candidate
 from lit_msrl.types import Media, PreferenceExample
 
 Size = tuple[int, int]
+Turn = tuple[str, Sequence[Media]]
+Turns = Callable[[PreferenceExample], Iterable[Turn]]
 LEAST_PIXELS = 256 * 256  # smaller pictures are not worth judging
 _BLANK = Image.new("RGB", (1, 1))
+
+
+def judging_turns(views: Sequence[View], style: Style) -> Turns:
+    """What a judge reads of an example: in each view that it has evidence for, in both orders."""
+
+    def turns(example: PreferenceExample) -> Iterator[Turn]:
+        seen: list[View] = [v for v in views if (example.media if v == "visual" else example.captions)]
+        if example.task_type == "text":
+            seen = ["caption"]
+        for view in seen:
+            for swapped in (False, True):
+                prompt = render(example, view=view, style=style, swapped=swapped)
+                yield prompt.text, prompt.media
+
+    return turns
+
+
+def candidate_turns(view: View) -> Turns:
+    """What a discriminative reward model reads: one candidate at a time."""
+    return lambda example: (render_candidate(example, candidate, view=view) for candidate in (1, 2))
 
 
 class Budget:
@@ -25,23 +47,21 @@ class Budget:
 
     Args:
         policy: Whose tokenizer and pictures count.
-        style: Wording of the prompts.
-        views: The views in which examples are shown; the longest counts.
+        turns: What it is shown of an example; the longest counts.
         limit: Most tokens of a prompt.
     """
 
-    def __init__(self, policy: GenerativeRMPolicy, style: Style, views: Sequence[View], limit: int) -> None:
-        self.policy, self.views, self.limit = policy, views, limit
-        self.style: Style = style
+    def __init__(self, policy: GenerativeRMPolicy, turns: Turns, limit: int) -> None:
+        self.policy, self.turns, self.limit = policy, turns, limit
 
     def tokens(self, example: PreferenceExample, sizes: Sequence[Sequence[Size]]) -> int:
-        """Tokens of the longest prompt, over views and both orders.
+        """Tokens of the longest prompt.
 
         Args:
             example: Its media need not be decoded.
             sizes: For each medium the sizes of its frames.
         """
-        return max(self._count(text) + pictures for text, pictures in self._texts(example, sizes))
+        return max((self._count(text) + added for text, added in self._texts(example, sizes)), default=0)
 
     def fits(self, example: PreferenceExample, sizes: Sequence[Sequence[Size]]) -> bool:
         """Whether the longest prompt is within the limit. Bytes are looked at first: no token is shorter."""
@@ -67,21 +87,16 @@ class Budget:
     def _texts(
         self, example: PreferenceExample, sizes: Sequence[Sequence[Size]]
     ) -> Iterator[tuple[str, int]]:
-        """In each view and order the chat text, and the tokens its pictures add to it."""
+        """Of each turn the chat text, and the tokens its pictures add to it."""
         blank = tuple(
             Media(medium.kind, (_BLANK,) * len(own)) for medium, own in zip(example.media, sizes, strict=True)
         )
-        shown = replace(example, media=blank)
-        added = sum(self.policy.backbone.picture_tokens(*size) - 1 for own in sizes for size in own)
-        for view in self._views(example):
-            for swapped in (False, True):
-                prompt = render(shown, view=view, style=self.style, swapped=swapped)
-                yield self.policy.chat(prompt.text, prompt.media), added if prompt.media else 0
-
-    def _views(self, example: PreferenceExample) -> list[View]:
-        if example.task_type == "text":
-            return ["caption"]
-        return [view for view in self.views if (example.media if view == "visual" else example.captions)]
+        added = {
+            id(medium): sum(self.policy.backbone.picture_tokens(*size) - 1 for size in own)
+            for medium, own in zip(blank, sizes, strict=True)
+        }
+        for text, media in self.turns(replace(example, media=blank)):
+            yield self.policy.chat(text, media), sum(added[id(medium)] for medium in media)
 
     def _count(self, text: str) -> int:
         ids = self.policy.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 from PIL import Image
 
-from lit_msrl.budget import LEAST_PIXELS, Budget
+from lit_msrl.budget import LEAST_PIXELS, Budget, candidate_turns, judging_turns
 from lit_msrl.policy import GenerativeRMPolicy
-from lit_msrl.prompts import render
+from lit_msrl.prompts import render, render_candidate
 from lit_msrl.types import Media, PreferenceExample, TaskType
 from tests.conftest import tiny_internvl, tiny_qwen
 
@@ -35,7 +35,7 @@ def tiling(policy: GenerativeRMPolicy) -> GenerativeRMPolicy:
 
 
 def budget(policy: GenerativeRMPolicy, limit: int = 10_000, views=("visual",)) -> Budget:
-    return Budget(policy, "full", views, limit)
+    return Budget(policy, judging_turns(views, "full"), limit)
 
 
 def encoded(policy: GenerativeRMPolicy, example: PreferenceExample) -> int:
@@ -98,3 +98,15 @@ def test_text_is_counted_where_its_bytes_do_not_decide():
     assert budget(policy, exact).admits(text)
     assert not budget(policy, exact - 1).admits(text)
     assert LEAST_PIXELS == 256**2
+
+
+def test_a_discriminative_model_reads_one_candidate_at_a_time():
+    policy = tiny_internvl()
+    one, two = Media("image", frames((64, 64))), Media("video", frames((64, 64), (64, 64)))
+    generated = PreferenceExample("7", "video generation", "a ball", 1, media=(two, replace(two)))
+    asked = PreferenceExample("8", "image understanding", "what?", 1, ("a long " * 20, "b"), (one,))
+    for example in (generated, asked):
+        turns = [render_candidate(example, candidate) for candidate in (1, 2)]
+        longest = max(int(policy.encode_turns([turn], ["x"]).attention_mask.sum()) for turn in turns)
+        sizes = [[frame.size for frame in medium.frames] for medium in example.media]
+        assert Budget(policy, candidate_turns("visual"), 99).tokens(example, sizes) == longest

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 
 from lit_msrl.backbones import Part
-from lit_msrl.budget import Budget
+from lit_msrl.budget import Budget, judging_turns
 from lit_msrl.engines import Completions, HFEngine, RolloutEngine, Sampling
 from lit_msrl.metrics import PreferenceAccuracy
 from lit_msrl.policy import GenerativeRMPolicy
@@ -82,7 +82,7 @@ class StageModule(L.LightningModule):
                 f"max_completion {self.max_completion} leaves no room for a prompt in"
                 f" model.policy.max_length={self.policy.max_length}"
             )
-        return Budget(self.policy, self.style, self.shown_views, limit)
+        return Budget(self.policy, judging_turns(self.shown_views, self.style), limit)
 
     @property
     def shown_views(self) -> list[View]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from lit_msrl.backbones import Part
+from lit_msrl.budget import Budget, candidate_turns
 from lit_msrl.metrics import JudgementRecord
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import View, render_candidate
@@ -55,6 +56,10 @@ class DiscriminativeRM(StageModule):
         self.head_learning_rate = head_learning_rate
         self.score_head = nn.Linear(policy.head.in_features, 1, bias=False)
         nn.init.zeros_(self.score_head.weight)
+
+    def budget(self) -> Budget:
+        """What fits: one candidate at a time."""
+        return Budget(self.policy, candidate_turns(self.view), self.policy.max_length)
 
     def scores(self, examples: Sequence[PreferenceExample]) -> Tensor:
         """``(B, 2)``: the score of candidate 1 and of candidate 2."""
