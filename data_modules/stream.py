@@ -63,15 +63,25 @@ class Gate:
     """
 
     def __init__(self, budget: Budget | None = None) -> None:
-        self.budget, self.dropped = budget, 0
+        self.budget, self.dropped, self.first = budget, 0, ""
 
     def admit(self, check: Check, example: PreferenceExample) -> PreferenceExample | None:
         """The example as the data module takes it; ``None`` if it cannot be made short enough."""
         example = check(example)
         if self.budget is None or self.budget.admits(example):
             return example
+        self.first = self.first if self.dropped else f"example {example.id!r} of {example.source!r}"
         self.dropped += 1
         return None
+
+    def explain(self) -> str:
+        """What was left out, as the end of a sentence; empty if nothing was."""
+        if not self.dropped:
+            return ""
+        return (
+            f"; {self.dropped} were left out, whose prompts are too long with the least media, {self.first}"
+            " first (raise model.policy.max_length, which holds prompt and completion)"
+        )
 
     def fit(self, example: PreferenceExample) -> PreferenceExample:
         """A decoded example within the budget."""
@@ -133,10 +143,10 @@ class BatchStream(IterableDataset[Batch]):
         if self.start is not None:
             order.load_state_dict(self.start)
         share = self._take(order)
-        if not share and self.drop_last and self.start is None:
+        if not share and self.start is None and (self.drop_last or self.gate.dropped):
             raise ValueError(
-                "the training data hold fewer examples than one step takes:"
-                f" batch_size {self.batch_size} x {self.world_size} ranks"
+                f"the {'training' if self.drop_last else 'validation'} data hold fewer examples than one step"
+                f" takes: batch_size {self.batch_size} x {self.world_size} ranks{self.gate.explain()}"
             )
         while share:
             state = order.state_dict()

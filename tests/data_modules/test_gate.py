@@ -61,8 +61,12 @@ def test_blocks_that_are_left_out_whole_do_not_end_the_epoch():
     found = sum(ids(loader(start=30)), [])
     assert len(set(found)) == 4  # of five, which do not fill another batch of two
     assert set(found) < {"n30", "n32", "n34", "n36", "n38"}
-    with pytest.raises(ValueError, match="fewer examples than one step takes"):
+    with pytest.raises(ValueError, match="training data hold fewer .* 40 were left out, .* example 'n[0-6]'"):
         next(iter(loader(start=40)))
+    data = PreferenceDataModule(validation=Numbers(4))
+    data.budget = EvenOnly(start=4)
+    with pytest.raises(ValueError, match="validation data hold fewer .* 4 were left out, .* example 'n0'"):
+        next(iter(data.val_dataloader()))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

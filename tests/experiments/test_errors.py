@@ -121,8 +121,9 @@ def test_a_prompt_longer_than_the_window(tmp_path: Path, capsys):
     path = write_rows(tmp_path / "mine.jsonl", *({**TEXT, "id": f"mine{i}"} for i in range(2)))
     args = command("stage1", tmp_path, *rows(path), "--model.policy.max_length=20")
     line = complaint("stage1", args, tmp_path, capsys)
-    assert "prompt of example 'mine" in line
-    assert "more than max_length=20" in line
+    assert "2 were left out, whose prompts are too long" in line
+    assert "example 'mine0' of 'generic' first" in line
+    assert "raise model.policy.max_length" in line
 
 
 def test_resuming_another_stage(checkpoint: Path, tmp_path: Path, capsys):

@@ -181,8 +181,7 @@ def test_real_text_that_is_too_long_is_refused_by_name(tmp_path: Path, capsys):
         call("stage1", command("stage1", tmp_path, *real("judgebench", 4)))
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 1
-    assert line.startswith("error: prompt of example ")
-    assert "more than max_length=1024" in line
+    assert "4 were left out, whose prompts are too long" in line
 
 
 @needs_realdata
