@@ -34,6 +34,7 @@ from lit_msrl.losses import GRPOLoss
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import MEDIA_MARK, Judgement, JudgingPrompt
 from lit_msrl.rewards import RewardSum, Scores
+from lit_msrl.rollout import Rollout
 from lit_msrl.stages import RLVRModule
 from lit_msrl.stages.planning import MicroBatchSize
 from lit_msrl.stages.watch import peak_memory
@@ -83,12 +84,13 @@ def profile_step(
         max_completion=completion,
         micro_batch_size=micro_batch_size,
     )
-    clock = Clock()
+    stage.counter = (clock := Clock()).counter
     examples = read_workload(Path(workload), prompts * (steps + 1))
     trainer(device, steps, clock).fit(stage, DataLoader(examples, batch_size=prompts, collate_fn=list))  # type: ignore[arg-type]
     seconds, sampling = statistics.median(clock.steps), statistics.median(clock.sampling[1:])
     held = peak_memory(torch.device("cpu")), peak_memory(policy.device)
     peak = peak_flops(policy.device, policy.head.weight.dtype, size=8192 if device == "cuda" else 1024)
+    work = clock.counter.get_total_flops() - stage.uncounted
     return {
         "peer": "lit_msrl",
         "prompts": prompts,
@@ -101,8 +103,8 @@ def profile_step(
         "rollout_seconds": round(sampling, 3),
         "learn_seconds": round(seconds - sampling, 3),
         "tokens_per_second": round(prompts * group * completion / seconds, 1),
-        "teraflop_per_step": round(clock.counter.get_total_flops() / 1e12, 3),
-        "share_of_peak": round(clock.counter.get_total_flops() / seconds / peak, 3),
+        "teraflop_per_step": round(work / 1e12, 3),
+        "share_of_peak": round(work / seconds / peak, 3),
     } | ({"peak_device_gb": round(held[1], 2)} if device == "cuda" else {})
 
 
@@ -149,6 +151,14 @@ class ProfiledStage(RLVRModule):
     """The RL step on prompts that are shown as they are, without the judge's instructions."""
 
     name = "profile"
+    counter: FlopCounterMode
+    uncounted = 0
+
+    def check_sharing(self, rollout: Rollout) -> None:
+        """Done once a run: not counted as work of a step."""
+        before = self.counter.get_total_flops()
+        super().check_sharing(rollout)
+        self.uncounted += self.counter.get_total_flops() - before
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Examples stay as they are: the policy moves what it encodes."""

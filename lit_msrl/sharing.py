@@ -39,8 +39,9 @@ def completion_states(policy: GenerativeRMPolicy, batch: PromptBatch, ids: Tenso
     prefix, packing = policy.read(batch), Packing.of(ids, counted, len(batch))
     if policy.sharing == "auto" and ids.device.type == "cuda":
         return packed_states(policy, prefix, packing, block_mask(prefix, packing))
+    # without a second token anywhere, one is read for nothing: all ranks run the layers equally often
     width = policy.model.config.get_text_config().hidden_size
-    if packing.pays(prompt=batch.input_ids.shape[1], width=width):
+    if ids.shape[1] == 1 or packing.pays(prompt=batch.input_ids.shape[1], width=width):
         return packed_states(policy, prefix, packing, dense_mask(prefix, packing))
     return repeated_states(policy, prefix, ids, counted)
 
@@ -60,23 +61,20 @@ def plain_states(policy: GenerativeRMPolicy, batch: PromptBatch, ids: Tensor, co
 
 
 def repeated_states(policy: GenerativeRMPolicy, prefix: Prefix, ids: Tensor, counted: Tensor) -> Tensor:
-    """A row per completion that continues a copy of its prompt's keys and values."""
+    """A row per completion, of two tokens at least, that continues a copy of its prompt's keys and values."""
     count, group = len(prefix.hidden), len(ids) // len(prefix.hidden)
-    hidden = prefix.hidden.repeat_interleave(group, dim=0)[:, None]
-    if ids.shape[1] > 1:
-        prefix.cache.batch_repeat_interleave(group)
-        steps = torch.arange(ids.shape[1] - 1, device=ids.device).expand(count, -1)
-        out = policy.model.model(
-            input_ids=ids[:, :-1],
-            attention_mask=torch.cat(
-                [prefix.attention_mask.repeat_interleave(group, dim=0), torch.ones_like(ids[:, :-1])], dim=1
-            ),
-            position_ids=next_positions(prefix.positions, steps).repeat_interleave(group, dim=-2),
-            past_key_values=prefix.cache,
-            use_cache=True,
-        )
-        hidden = torch.cat([hidden, out.last_hidden_state], dim=1)
-    return hidden[counted]
+    prefix.cache.batch_repeat_interleave(group)
+    steps = torch.arange(ids.shape[1] - 1, device=ids.device).expand(count, -1)
+    read = prefix.attention_mask.repeat_interleave(group, dim=0)
+    out = policy.model.model(
+        input_ids=ids[:, :-1],
+        attention_mask=torch.cat([read, torch.ones_like(ids[:, :-1])], dim=1),
+        position_ids=next_positions(prefix.positions, steps).repeat_interleave(group, dim=-2),
+        past_key_values=prefix.cache,
+        use_cache=True,
+    )
+    first = prefix.hidden.repeat_interleave(group, dim=0)[:, None]
+    return torch.cat([first, out.last_hidden_state], dim=1)[counted]
 
 
 def packed_states(
@@ -104,6 +102,7 @@ class Packing:
         steps: ``(P, N)``, its place in the completion.
         rows: ``(n,)``, for each token that counts its row, and
         columns: ``(n,)`` the place of the state that predicts it, 0 for the end of the prompt.
+        group: ``G``.
         repeated: Tokens that a row per completion would read, padding included.
     """
 
@@ -112,6 +111,7 @@ class Packing:
     steps: Tensor
     rows: Tensor
     columns: Tensor
+    group: int
     repeated: int
 
     @classmethod
@@ -132,6 +132,7 @@ class Packing:
             steps=order % width,
             rows=counted.nonzero()[:, 0] // group,
             columns=before[counted],
+            group=group,
             repeated=group * (width - 1),
         )
 
@@ -141,11 +142,9 @@ class Packing:
         Multiply-adds of a layer, in units of its width: about ``12 width`` for each token's linear maps and 2
         for each pair of a query and a key. A number that is copied costs as much as 30 of them (measured).
         """
-        length = self.ids.shape[1]
-        group = int(self.owner.max()) + 1
-        keys = prompt + self.repeated // max(group, 1)
+        length, keys = self.ids.shape[1], prompt + self.repeated // self.group
         packed = length * (12 * width + 2 * (prompt + length))
-        repeated = self.repeated * (12 * width + 2 * keys) + 60 * group * keys
+        repeated = self.repeated * (12 * width + 2 * keys) + 60 * self.group * keys
         return packed < repeated
 
 

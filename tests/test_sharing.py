@@ -111,6 +111,14 @@ def test_a_long_prompt_is_packed_and_long_completions_are_not() -> None:
     assert not packing(512).pays(prompt=1024, width=320)
 
 
+def test_a_completion_of_one_token(policy: GenerativeRMPolicy) -> None:
+    ids, counted = policy.encode_targets(["", "", ""])
+    assert ids.shape == (3, 1)
+    shared, _ = policy.logprobs(policy.encode(PROMPTS), ids, counted)
+    policy.sharing = "off"
+    assert_close(shared, policy.logprobs(policy.encode(PROMPTS), ids, counted)[0], atol=1e-5, rtol=0)
+
+
 def test_the_check_passes_what_agrees() -> None:
     policy = tiny_internvl()
     ids, counted = completions(policy)
