@@ -1,4 +1,9 @@
-"""How the completions of a group continue their prompt while learning: three ways to the same numbers."""
+"""How the completions of a group continue their prompt while learning.
+
+They are packed: a row holds some completions one after another, and a mask lets each see the prompt and
+itself. With all of a group in one row the prompt's keys exist once; with fewer they are copied for each row,
+but fewer queries meet keys that are not theirs.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +29,8 @@ PROMPT, NOBODY = -1, -2  # owners of columns that are nobody's completion
 def completion_states(policy: GenerativeRMPolicy, batch: PromptBatch, ids: Tensor, counted: Tensor) -> Tensor:
     """The states that predict the tokens that count, ``(n, D)``.
 
-    ``policy.sharing`` says how. ``auto``: FlexAttention on a GPU, ``dense`` elsewhere. ``dense``: a group
-    packed into a row, or the prompt's keys repeated for each completion, whichever costs less. ``off``: the
-    prompt is read anew for each completion.
+    ``policy.sharing`` says how. ``auto``: FlexAttention on a GPU, ``dense`` elsewhere. ``dense``: a mask as a
+    tensor, and rows as long as costs least. ``off``: the prompt is read anew for each completion.
 
     Args:
         policy: The model.
@@ -36,14 +40,15 @@ def completion_states(policy: GenerativeRMPolicy, batch: PromptBatch, ids: Tenso
     """
     if policy.sharing == "off":
         return plain_states(policy, batch, ids, counted)
-    prefix, packing = policy.read(batch), Packing.of(ids, counted, len(batch))
+    prefix, group = policy.read(batch), len(ids) // len(batch)
     if policy.sharing == "auto" and ids.device.type == "cuda":
+        packing = Packing.of(ids, counted, group)
         return packed_states(policy, prefix, packing, block_mask(prefix, packing))
-    # without a second token anywhere, one is read for nothing: all ranks run the layers equally often
     width = policy.model.config.get_text_config().hidden_size
-    if ids.shape[1] == 1 or packing.pays(prompt=batch.input_ids.shape[1], width=width):
-        return packed_states(policy, prefix, packing, dense_mask(prefix, packing))
-    return repeated_states(policy, prefix, ids, counted)
+    packings = [Packing.of(ids, counted, size) for size in range(1, group + 1) if group % size == 0]
+    packing = min(packings, key=lambda each: each.cost(prompt=batch.input_ids.shape[1], width=width))
+    prefix = repeated(prefix, len(packing.ids) // len(batch))
+    return packed_states(policy, prefix, packing, dense_mask(prefix, packing))
 
 
 def plain_states(policy: GenerativeRMPolicy, batch: PromptBatch, ids: Tensor, counted: Tensor) -> Tensor:
@@ -60,27 +65,23 @@ def plain_states(policy: GenerativeRMPolicy, batch: PromptBatch, ids: Tensor, co
     return states[:, rows.input_ids.shape[1] - 1 : -1][counted]
 
 
-def repeated_states(policy: GenerativeRMPolicy, prefix: Prefix, ids: Tensor, counted: Tensor) -> Tensor:
-    """A row per completion, of two tokens at least, that continues a copy of its prompt's keys and values."""
-    count, group = len(prefix.hidden), len(ids) // len(prefix.hidden)
-    prefix.cache.batch_repeat_interleave(group)
-    steps = torch.arange(ids.shape[1] - 1, device=ids.device).expand(count, -1)
-    read = prefix.attention_mask.repeat_interleave(group, dim=0)
-    out = policy.model.model(
-        input_ids=ids[:, :-1],
-        attention_mask=torch.cat([read, torch.ones_like(ids[:, :-1])], dim=1),
-        position_ids=next_positions(prefix.positions, steps).repeat_interleave(group, dim=-2),
-        past_key_values=prefix.cache,
-        use_cache=True,
+def repeated(prefix: Prefix, times: int) -> Prefix:
+    """Each prompt so many times."""
+    if times == 1:
+        return prefix
+    prefix.cache.batch_repeat_interleave(times)
+    return Prefix(
+        prefix.cache,
+        prefix.hidden.repeat_interleave(times, dim=0),
+        prefix.positions.repeat_interleave(times, dim=-2),
+        prefix.attention_mask.repeat_interleave(times, dim=0),
     )
-    first = prefix.hidden.repeat_interleave(group, dim=0)[:, None]
-    return torch.cat([first, out.last_hidden_state], dim=1)[counted]
 
 
 def packed_states(
     policy: GenerativeRMPolicy, prefix: Prefix, packing: Packing, mask: Tensor | BlockMask
 ) -> Tensor:
-    """A row per group: its completions one after another, without padding between them."""
+    """The states that predict the tokens that count, ``(n, D)``, from packed rows."""
     out = policy.model.model(
         input_ids=packing.ids,
         attention_mask=mask,
@@ -88,22 +89,20 @@ def packed_states(
         past_key_values=prefix.cache,
         use_cache=True,
     )
-    states = torch.cat([prefix.hidden[:, None], out.last_hidden_state], dim=1)  # (P, 1 + N, D)
+    states = torch.cat([prefix.hidden[:, None], out.last_hidden_state], dim=1)  # (R, 1 + N, D)
     return states[packing.rows, packing.columns]
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where in one row per prompt the tokens of its group stand.
+    """Where in ``R`` rows the tokens of completions stand.
 
     Attributes:
-        ids: ``(P, N)``, all tokens of the group that are read: not the last of a completion.
-        owner: ``(P, N)``, the completion a token belongs to; ``NOBODY`` where the row is padded.
-        steps: ``(P, N)``, its place in the completion.
+        ids: ``(R, N)``, the tokens that are read: all but the last of a completion; one at least.
+        owner: ``(R, N)``, which of the row's completions a token belongs to; ``NOBODY`` where it is padded.
+        steps: ``(R, N)``, its place in the completion.
         rows: ``(n,)``, for each token that counts its row, and
         columns: ``(n,)`` the place of the state that predicts it, 0 for the end of the prompt.
-        group: ``G``.
-        repeated: Tokens that a row per completion would read, padding included.
     """
 
     ids: Tensor
@@ -111,45 +110,40 @@ class Packing:
     steps: Tensor
     rows: Tensor
     columns: Tensor
-    group: int
-    repeated: int
 
     @classmethod
-    def of(cls, ids: Tensor, counted: Tensor, prompts: int) -> Packing:
-        """Pack ``(B, T)`` completions."""
-        group, width = len(ids) // prompts, ids.shape[1]
+    def of(cls, ids: Tensor, counted: Tensor, size: int) -> Packing:
+        """Pack completions, ``(B, T)``, ``size`` to a row."""
+        width = ids.shape[1]
         places = torch.arange(width, device=ids.device)
         last = (counted * places).amax(dim=1, keepdim=True)
-        read = (places < last).view(prompts, -1)  # (P, G * T)
+        read = (places < last).view(-1, size * width)  # (R, size * T)
         length = max(int(read.sum(dim=1).max()), 1)
         order = (~read).int().argsort(dim=1, stable=True)[:, :length]
         real = read.gather(1, order)
-        place = read.cumsum(dim=1).view(prompts, group, width)  # 1 + column of a token that is read
+        place = read.cumsum(dim=1).view(-1, size, width)  # 1 + column of a token that is read
         before = torch.cat([torch.zeros_like(place[..., :1]), place[..., :-1]], dim=-1).flatten(0, 1)
         return cls(
-            ids=ids.reshape(prompts, -1).gather(1, order),
+            ids=ids.reshape(-1, size * width).gather(1, order),
             owner=(order // width).masked_fill(~real, NOBODY),
             steps=order % width,
-            rows=counted.nonzero()[:, 0] // group,
+            rows=counted.nonzero()[:, 0] // size,
             columns=before[counted],
-            group=group,
-            repeated=group * (width - 1),
         )
 
-    def pays(self, *, prompt: int, width: int) -> bool:
-        """Whether a dense mask over the packed row costs less than copying the prompt's keys.
+    def cost(self, *, prompt: int, width: int) -> int:
+        """What a dense mask over these rows costs, in multiply-adds of a layer over its width.
 
-        Multiply-adds of a layer, in units of its width: about ``12 width`` for each token's linear maps and 2
-        for each pair of a query and a key. A number that is copied costs as much as 30 of them (measured).
+        About ``12 width`` for each token's linear maps, 2 for each pair of a query and a key, 70 for each key
+        and value that is copied: to write a number and add up its gradient takes as long as 35 (fitted to the
+        times in docs/adr/0005).
         """
-        length, keys = self.ids.shape[1], prompt + self.repeated // self.group
-        packed = length * (12 * width + 2 * (prompt + length))
-        repeated = self.repeated * (12 * width + 2 * keys) + 60 * self.group * keys
-        return packed < repeated
+        rows, length = self.ids.shape
+        return rows * (length * (12 * width + 2 * (prompt + length)) + 70 * (prompt + length))
 
 
 def dense_mask(prefix: Prefix, packing: Packing) -> Tensor:
-    """What the row may see, ``(P, 1, N, L + N)``: 0, or the most negative number."""
+    """What the row may see, ``(R, 1, N, L + N)``: 0, or the most negative number."""
     visible = _visible(prefix, packing)
     rows, queries, keys = (
         torch.arange(size, device=packing.ids.device)
@@ -171,7 +165,7 @@ def _visible(prefix: Prefix, packing: Packing) -> Callable[..., Tensor]:
     """Whether a query sees a key: of its prompt, or of its own completion up to itself."""
     prompt = prefix.attention_mask.shape[1]
     read = torch.where(prefix.attention_mask.bool(), PROMPT, NOBODY)
-    owner = torch.cat([read, packing.owner], dim=1)  # of keys, (P, L + N)
+    owner = torch.cat([read, packing.owner], dim=1)  # of keys, (R, L + N)
 
     def visible(row: Tensor, _head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
         own = (owner[row, key] == owner[row, query + prompt]) & (key <= query + prompt)

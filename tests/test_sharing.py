@@ -19,13 +19,14 @@ from tests.conftest import tiny_internvl
 from tests.test_policy import PROMPTS, TARGETS
 
 
-def states(policy: GenerativeRMPolicy, way: str, ids: Tensor, counted: Tensor) -> Tensor:
+def states(policy: GenerativeRMPolicy, way: str | int, ids: Tensor, counted: Tensor) -> Tensor:
+    """By plain rows, by FlexAttention, or with so many completions to a row."""
     batch = policy.encode(PROMPTS)
     if way == "plain":
         return sharing.plain_states(policy, batch, ids, counted)
-    prefix, packing = policy.read(batch), Packing.of(ids, counted, len(batch))
-    if way == "repeated":
-        return sharing.repeated_states(policy, prefix, ids, counted)
+    size = 2 if way == "flex" else int(way)
+    packing = Packing.of(ids, counted, size)
+    prefix = sharing.repeated(policy.read(batch), len(packing.ids) // len(batch))
     mask = (sharing.block_mask if way == "flex" else sharing.dense_mask)(prefix, packing)
     return sharing.packed_states(policy, prefix, packing, mask)
 
@@ -49,13 +50,13 @@ def double_norm(module: Any, hidden: Tensor) -> Tensor:
     return torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
 
 
-@pytest.mark.parametrize("way", ["packed", "repeated"])
-def test_in_double_precision_sharing_is_exact(policy: GenerativeRMPolicy, way: str) -> None:
+@pytest.mark.parametrize("way", [1, 2])
+def test_in_double_precision_sharing_is_exact(policy: GenerativeRMPolicy, way: int) -> None:
     doubled(policy)
     ids, counted = completions(policy)
     direction = torch.randn(int(counted.sum()), policy.head.weight.shape[1], dtype=torch.float64)
 
-    def gradients(way: str) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(way: str | int) -> tuple[Tensor, dict[str, Tensor]]:
         policy.zero_grad()
         found = states(policy, way, ids, counted)
         (found * direction).sum().backward()
@@ -83,7 +84,7 @@ def test_flex_attention_sees_what_the_dense_mask_shows(policy: GenerativeRMPolic
 def test_a_packed_row_by_hand() -> None:
     ids = torch.tensor([[1, 2, 3], [4, 9, 9], [5, 6, 9], [9, 9, 9]])
     counted = torch.tensor([[True, True, True], [True, False, False], [True, True, False], [False] * 3])
-    packing = Packing.of(ids, counted, prompts=2)
+    packing = Packing.of(ids, counted, size=2)
     assert packing.ids.tolist() == [[1, 2], [5, packing.ids[1, 1]]]  # not the last of each, 3, 4 and 6
     assert packing.owner.tolist() == [[0, 0], [0, sharing.NOBODY]]
     assert packing.steps[0].tolist() == [0, 1]
@@ -97,18 +98,20 @@ def test_a_packed_row_by_hand() -> None:
 
 def test_completions_do_not_see_each_other() -> None:
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    packing = Packing.of(ids, torch.ones(2, 3, dtype=torch.bool), prompts=1)
+    packing = Packing.of(ids, torch.ones(2, 3, dtype=torch.bool), size=2)
     prefix = Prefix(None, torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1))  # type: ignore[arg-type]
     seen = sharing.dense_mask(prefix, packing)[0, 0] == 0
     assert seen.int().tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
 
 
-def test_a_long_prompt_is_packed_and_long_completions_are_not() -> None:
-    def packing(length: int) -> Packing:
-        return Packing.of(torch.ones(8, length), torch.ones(8, length, dtype=torch.bool), prompts=1)
+def test_a_long_prompt_is_shared_by_more_completions_than_a_short_one() -> None:
+    def cheapest(prompt: int, length: int) -> int:
+        ids = torch.ones(8, length)
+        cost = {n: Packing.of(ids, ids > 0, n).cost(prompt=prompt, width=320) for n in (1, 2, 4, 8)}
+        return min(cost, key=cost.__getitem__)
 
-    assert packing(16).pays(prompt=4096, width=320)
-    assert not packing(512).pays(prompt=1024, width=320)
+    assert cheapest(prompt=4096, length=32) == 8
+    assert cheapest(prompt=1024, length=512) == 1
 
 
 def test_a_completion_of_one_token(policy: GenerativeRMPolicy) -> None:
