@@ -35,6 +35,7 @@ ARMS = {
     "generative_baseline": ("baseline_sft", "baseline"),
 }
 FRAMES = 3
+MAX_COMPLETION = 144
 PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets")
 VIEWS: dict[str, tuple[View, list[str]]] = {
     "text": ("caption", ["text"]),
@@ -153,8 +154,8 @@ def verdicts(
     if checkpoint is not None:
         load_weights(policy, checkpoint)
     return judge(
-        policy, HFEngine(), test_examples(tasks, size, split), view=view, style="compact", max_completion=144,
-        both_orders=both_orders, title=title,
+        policy, HFEngine(), test_examples(tasks, size, split), view=view, style="compact",
+        max_completion=MAX_COMPLETION, both_orders=both_orders, title=title,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,18 @@ class DiscriminativeRM(StageModule):
     def budget(self) -> Budget:
         """What fits: one candidate at a time."""
         return Budget(self.policy, candidate_turns(self.view), self.policy.max_length)
+
+    @classmethod
+    def load(cls, policy: GenerativeRMPolicy, checkpoint: Path) -> DiscriminativeRM:
+        """The model of a checkpoint, to judge with.
+
+        Args:
+            policy: One of the same architecture; its weights are replaced.
+            checkpoint: Of this stage.
+        """
+        model = cls(policy, {}, torch.optim.AdamW)
+        model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+        return model
 
     def scores(self, examples: Sequence[PreferenceExample]) -> Tensor:
         """``(B, 2)``: the score of candidate 1 and of candidate 2."""
