@@ -40,7 +40,8 @@ def completion_states(policy: GenerativeRMPolicy, batch: PromptBatch, ids: Tenso
     if policy.sharing == "auto" and ids.device.type == "cuda":
         return packed_states(policy, prefix, packing, block_mask(prefix, packing))
     width = policy.model.config.get_text_config().hidden_size
-    if packing.pays(prompt=batch.input_ids.shape[1], width=width):
+    alone = ids.shape[1] == 1  # the layers run twice all the same: sharded, they must do so on every rank
+    if alone or packing.pays(prompt=batch.input_ids.shape[1], width=width):
         return packed_states(policy, prefix, packing, dense_mask(prefix, packing))
     return repeated_states(policy, prefix, ids, counted)
 
