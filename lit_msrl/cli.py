@@ -19,7 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lit_msrl.losses  # noqa: F401 - so that the command line finds the classes by their short names
 from lit_msrl.callbacks import Checkpoints
-from lit_msrl.evaluation import load_weights
+from lit_msrl.evaluation import load_weights, read_checkpoint
 from lit_msrl.stages.base import StageModule
 from lit_msrl.stages.rlvr import RLVRModule
 
@@ -113,6 +113,9 @@ class MSRLCLI(LightningCLI):
         compares = isinstance(self.model, RLVRModule) and self.model.loss.needs_reference
         if config["ckpt_path"] is None or compares:
             start(self.model, config["start_from"], self._predecessor)
+        if config["ckpt_path"] is not None and self.model.policy.adapted:
+            held = read_checkpoint(Path(config["ckpt_path"]))["state_dict"]  # maybe more than trains now
+            self.model.policy.departed |= {name.removeprefix("policy.") for name in held}
 
     def _predecessor(self) -> Path | None:
         """The newest checkpoint of the stage before; made with the same policy and seed if there is none."""
@@ -120,6 +123,11 @@ class MSRLCLI(LightningCLI):
             return None
         config = self.config["fit"]
         found = newest(config["outputs"], self.after)
+        if found is None and self.trainer.world_size > 1:
+            raise ValueError(
+                f"no checkpoint of {self.after} under {config['outputs']}/, and on several devices it is not "
+                f"made here: run {self.after}.py first, or say --start_from"
+            )
         if found is None:
             print(f"No checkpoint of {self.after} under {config['outputs']}/: making it first.", flush=True)
             policy = {k: v for k, v in config["model"]["policy"].as_dict().items() if k != "__path__"}

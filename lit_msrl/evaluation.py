@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from lit_msrl import sharded
 from lit_msrl.engines import RolloutEngine, Sampling
 from lit_msrl.judges import Answer, Judge, PolicyJudge
 from lit_msrl.policy import GenerativeRMPolicy
@@ -186,23 +188,46 @@ def load_weights(policy: GenerativeRMPolicy, checkpoint: Path) -> str:
     Raises:
         ValueError: The file is no checkpoint of ours, or of another model.
     """
-    if not checkpoint.is_file():
-        raise ValueError(f"{checkpoint}: no such checkpoint")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        stage = content["stage"]
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"{checkpoint} is not a checkpoint of a stage ({type(error).__name__})") from error
+    content = read_checkpoint(checkpoint)
+    take_weights(policy, content, checkpoint)
+    return content["stage"]
+
+
+def take_weights(policy: GenerativeRMPolicy, content: dict[str, Any], checkpoint: Path) -> None:
+    """Load the policy of what ``read_checkpoint`` has read.
+
+    Raises:
+        ValueError: It is of another model.
+    """
     weights = {
         k.removeprefix("policy."): v for k, v in content["state_dict"].items() if k.startswith("policy.")
     }
     try:
-        policy.load_state_dict(weights)
+        policy.load(weights)
     except RuntimeError as error:
         raise ValueError(
             f"{checkpoint} holds another model than the policy: {str(error).splitlines()[1].strip()}"
         ) from error
-    return stage
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """What a stage's checkpoint holds: a file, or a folder that several ranks wrote (without the optimizer).
+
+    Raises:
+        ValueError: It is no checkpoint of ours.
+    """
+    if sharded.is_sharded(checkpoint):
+        return sharded.load(checkpoint)
+    if not checkpoint.is_file():
+        raise ValueError(f"{checkpoint}: no such checkpoint")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        held = {"stage", "state_dict"} <= content.keys()
+    except (UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        raise ValueError(f"{checkpoint} is not a checkpoint of a stage ({type(error).__name__})") from error
+    if not held:
+        raise ValueError(f"{checkpoint} is not a checkpoint of a stage (it lacks the stage or the weights)")
+    return content
 
 
 def _record(prompt: JudgingPrompt, answer: Answer) -> JudgementRecord:

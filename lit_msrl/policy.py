@@ -10,14 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, DynamicCache
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    DynamicCache,
+)
 
 from lit_msrl import attention
-from lit_msrl.adapters import LoRA
+from lit_msrl.adapters import NF4, LoRA, is_adapter
 from lit_msrl.backbones import PARTS, Part, backbone_for
 from lit_msrl.batch import Prefix, PromptBatch
 from lit_msrl.functional import token_logprobs
 from lit_msrl.prompts import MEDIA_MARK, JudgingPrompt
+from lit_msrl.recompute import recompute
 from lit_msrl.sharing import Sharing, completion_states
 from lit_msrl.types import Media
 
@@ -33,6 +40,9 @@ class GenerativeRMPolicy(nn.Module):
         model_name: Hub id or folder of an InternVL(3.5)-HF, Qwen2.5-VL or Qwen3-VL model; ``tiny`` is the
             embedded tiny InternVL, which reads and sees the drawn world.
         lora: Train low-rank adapters in the language model instead of its weights.
+        quantization: Keep the frozen weights in 4 bits (QLoRA); needs ``lora``, and one device.
+        gradient_checkpointing: Run the language model's layers again in the backward pass instead of keeping
+            what they computed: a third more work, far less memory.
         dtype: Weights are loaded as ``float32``, ``bfloat16`` or ``float16``.
         max_length: Longest prompt plus completion in tokens; longer prompts are refused, never cut.
         trust_remote_code: Run model code from the hub. Off unless you trust it.
@@ -42,20 +52,32 @@ class GenerativeRMPolicy(nn.Module):
         self,
         model_name: str = "tiny",
         lora: LoRA | None = None,
+        quantization: NF4 | None = None,
         *,
+        gradient_checkpointing: bool = False,
         dtype: str = "float32",
         max_length: int = 8192,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
+        if quantization is not None and lora is None:
+            raise ValueError("4-bit weights cannot be trained; set model.policy.lora beside quantization")
         source = str(EMBEDDED) if model_name == "tiny" else model_name
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=getattr(torch, dtype), attn_implementation="sdpa", **options
-        )
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+        weights: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+        if quantization is not None:
+            family = backbone_for(AutoConfig.from_pretrained(source, **options), image_processor)
+            parts = [prefix for prefix, _ in family.prefixes]
+            weights["quantization_config"] = quantization.config(weights["dtype"], parts)
+        model = AutoModelForImageTextToText.from_pretrained(source, **weights, **options)
+        if quantization is not None:
+            quantization.keep_trainable(model)
         self._assemble(model, self.tokenizer, image_processor, lora, max_length)
+        self.quantized = quantization is not None
+        if gradient_checkpointing:
+            recompute(self.layers())
 
     @classmethod
     def from_parts(
@@ -78,7 +100,8 @@ class GenerativeRMPolicy(nn.Module):
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.backbone = backbone_for(model.config, image_processor)
-        self.adapted = lora is not None
+        self.adapted, self.quantized = lora is not None, False
+        self.departed: set[str] = set()  # parameters that differ, or may come to, from the base model's
         self.sharing: Sharing = "auto"
         model.set_attn_implementation({"text_config": attention.NAME})
         self.model = lora.inject(model) if lora is not None else model
@@ -93,7 +116,7 @@ class GenerativeRMPolicy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return self.head.weight.device
+        return self.suppressed.device  # not that of the weights, which may be offloaded
 
     # ---- parts ---------------------------------------------------------------------------------------------
 
@@ -102,7 +125,7 @@ class GenerativeRMPolicy(nn.Module):
         grouped: dict[Part, list[tuple[str, nn.Parameter]]] = {part: [] for part in PARTS}
         for name, parameter in self.named_parameters():
             part = self.backbone.part(_original_name(name))
-            if not (self.adapted and part == "language" and "lora_" not in name):
+            if not (self.adapted and part == "language" and not is_adapter(name)):
                 grouped[part].append((name, parameter))
         return grouped
 
@@ -111,8 +134,26 @@ class GenerativeRMPolicy(nn.Module):
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         for part in parts:
-            for _, parameter in self.parts()[part]:
+            for name, parameter in self.parts()[part]:
                 parameter.requires_grad_(True)
+                self.departed.add(name)
+
+    def layers(self) -> Sequence[nn.Module]:
+        """The decoder layers of the language model."""
+        return self.backbone.layers(self.model)
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Load a stage's weights; with adapters they may be only those that differ from the base model's.
+
+        Raises:
+            RuntimeError: They belong to another model, or an adapter is missing; the second line says which.
+        """
+        found = self.load_state_dict(weights, strict=False)
+        missing = [name for name in found.missing_keys if is_adapter(name) or not self.adapted]
+        wrong = [f"{n} is not known" for n in found.unexpected_keys] + [f"{n} is missing" for n in missing]
+        if wrong:
+            raise RuntimeError(f"{len(wrong)} weights do not fit\n{wrong[0]}")
+        self.departed |= weights.keys() & {name for name, _ in self.named_parameters()}
 
     @contextlib.contextmanager
     def adapters_off(self) -> Iterator[None]:
@@ -268,12 +309,23 @@ class GenerativeRMPolicy(nn.Module):
             Log-probabilities and (detached) entropies ``(B, T)``, zero where the mask is False.
         """
         counted = completion_mask.bool()
-        states = completion_states(self, batch, completion_ids, counted)
+        states = completion_states(self, batch, completion_ids, counted) + self._unseen(batch)
         logprobs, entropy = token_logprobs(
             states, self.scores, completion_ids[counted], temperature=temperature
         )
         blank = torch.zeros(completion_ids.shape, device=completion_ids.device, dtype=logprobs.dtype)
         return blank.masked_scatter(counted, logprobs), blank.masked_scatter(counted, entropy)
+
+    def _unseen(self, batch: PromptBatch) -> Tensor:
+        """Zero, made of the trained vision parameters that prompts without pictures leave out.
+
+        So every backward reaches the same parameters, on every rank, whatever its micro-batch holds.
+        """
+        zero = torch.zeros((), device=self.device, dtype=self.head.weight.dtype)
+        if batch.media or not torch.is_grad_enabled():
+            return zero
+        left_out = [p for part in SIGHT for _, p in self.parts()[part] if p.requires_grad]
+        return sum((0.0 * parameter.sum() for parameter in left_out), start=zero)
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

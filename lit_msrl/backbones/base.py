@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 Part = Literal["language", "projector", "vision"]
@@ -37,6 +37,19 @@ class Backbone(ABC):
             if parameter.startswith(prefix):
                 return part
         return "language"
+
+    def layers(self, model: Any) -> Sequence[nn.Module]:
+        """The decoder layers of the language model: what is sharded, and what can be run again."""
+        return model.model.language_model.layers
+
+    @abstractmethod
+    def vision_layers(self, model: Any) -> Sequence[nn.Module]:
+        """The layers of the vision tower."""
+
+    @property
+    @abstractmethod
+    def patches_per_token(self) -> int:
+        """Vision tokens that the projector turns into one token of the prompt."""
 
     def preprocess(self, images: list[Any]) -> Mapping[str, Tensor]:
         """Pictures as the tensors the image processor makes of them."""

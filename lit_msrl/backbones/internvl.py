@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_msrl.backbones.base import Backbone
 
@@ -67,6 +67,15 @@ class InternVL(Backbone):
     def as_seen(self, features: Tensor) -> Any:
         """As of one large tile."""
         return SimpleNamespace(pooler_output=features[None])
+
+    def vision_layers(self, model: Any) -> Sequence[nn.Module]:
+        """Of InternViT."""
+        return model.model.vision_tower.encoder.layer
+
+    @property
+    def patches_per_token(self) -> int:
+        """What pixel unshuffling puts together."""
+        return round(self.config.downsample_ratio**-2)
 
     def image_token_ids(self) -> list[int]:
         """The context token."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_msrl.backbones.base import Backbone
@@ -57,6 +57,15 @@ class QwenVL(Backbone):
         """As of one large picture."""
         first, *deeper = features.split(self.config.text_config.hidden_size, dim=-1)
         return SimpleNamespace(pooler_output=first, deepstack_features=deeper)
+
+    def vision_layers(self, model: Any) -> Sequence[nn.Module]:
+        """Its blocks."""
+        return model.model.visual.blocks
+
+    @property
+    def patches_per_token(self) -> int:
+        """What the merger puts together."""
+        return self.config.vision_config.spatial_merge_size**2
 
     def image_token_ids(self) -> list[int]:
         """Picture, video and vision delimiters."""

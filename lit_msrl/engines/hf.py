@@ -19,6 +19,7 @@ from lit_msrl.backbones import next_positions
 from lit_msrl.engines.base import Completions, RolloutEngine, Sampling
 from lit_msrl.policy import GenerativeRMPolicy, Prefix, PromptBatch
 from lit_msrl.prompts import JudgingPrompt
+from lit_msrl.strategies import gathered
 
 
 class HFEngine(RolloutEngine):
@@ -38,9 +39,9 @@ class HFEngine(RolloutEngine):
         was_training = policy.training
         policy.eval()  # with gradient checkpointing, transformers keeps no cache in training mode
         try:
-            return _decode(
-                policy, policy.read(batch), sampling, torch.Generator(policy.device).manual_seed(seed)
-            )
+            generator = torch.Generator(policy.device).manual_seed(seed)
+            with gathered(policy):
+                return _decode(policy, policy.read(batch), sampling, generator)
         finally:
             policy.train(was_training)
 

@@ -16,6 +16,7 @@ from lit_msrl.engines import Completions, HFEngine, RolloutEngine, Sampling
 from lit_msrl.metrics import PreferenceAccuracy
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import Judgement, JudgingPrompt, Style, View, parse, render
+from lit_msrl.strategies import FSDP2
 from lit_msrl.types import PreferenceExample
 
 
@@ -64,6 +65,7 @@ class StageModule(L.LightningModule):
         self.validation_accuracy = PreferenceAccuracy()
         policy.train()  # transformers hands models out in eval mode, in which gradient checkpointing is off
         policy.train_only(list(learning_rates))
+        self.strict_loading = not policy.adapted  # what an adapter-only checkpoint lacks is the base model's
 
     def setup(self, stage: str) -> None:
         """Tell the data how much of an example the policy can read."""
@@ -150,17 +152,41 @@ class StageModule(L.LightningModule):
             return warm
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.trainer.max_steps)))
 
+    # ---- devices -------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Shard the policy where the strategy asks for it.
+
+        Raises:
+            ValueError: 4-bit weights and several devices.
+        """
+        if self.policy.quantized and self.trainer.world_size > 1:
+            raise ValueError(
+                f"4-bit weights run on one device, not on {self.trainer.world_size}; "
+                "use trainer.devices=1, or LoRA without quantization"
+            )
+        if isinstance(self.trainer.strategy, FSDP2):
+            self.trainer.strategy.shard(self.policy)
+
     # ---- checkpoints ---------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """All weights; with adapters, of the policy only those that differ from the base model's."""
+        weights = super().state_dict(*args, **kwargs)
+        if not self.policy.adapted:
+            return weights
+        own = {f"policy.{name}" for name in self.policy.departed}
+        return {name: t for name, t in weights.items() if name in own or not name.startswith("policy.")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which stage this is."""
         checkpoint["stage"] = self.name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume from another stage.
+        """Refuse to resume from another stage, or without all adapters.
 
         Raises:
-            ValueError: The checkpoint belongs to another stage.
+            ValueError: The checkpoint belongs to another stage or another model.
         """
         found = checkpoint.get("stage")
         if found != self.name:
@@ -168,3 +194,7 @@ class StageModule(L.LightningModule):
                 f"the checkpoint is of stage {found!r}, this is {self.name!r}; "
                 "to start from another stage's weights use --start_from, not --ckpt_path"
             )
+        weights = checkpoint.get("state_dict")  # FSDP2 has read, and compared, them by now
+        missing = set() if weights is None else self.state_dict().keys() - weights.keys()
+        if missing:
+            raise ValueError(f"the checkpoint lacks {len(missing)} weights that train, e.g. {min(missing)}")

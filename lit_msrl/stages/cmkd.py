@@ -125,10 +125,15 @@ class CMKD(SFTModule):
         ]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """The loss of the examples that have a trace; no step if none has."""
+        """The loss of the examples that have a trace; no step if no rank has one."""
         kept = [example for example in batch if self.traces.get(example.id)]
         self.log("cmkd/kept", len(kept) / len(batch), batch_size=len(batch), sync_dist=True)
-        return super().training_step(kept, batch_idx) if kept else None
+        most = self.trainer.strategy.reduce(torch.tensor(len(kept), device=self.device), reduce_op="max")
+        if not most:
+            return None
+        if kept:
+            return super().training_step(kept, batch_idx)
+        return self.imitate(self.show(batch[:1]), [""], weight=0.0)  # the other ranks wait for this one
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the traces: a resumed run must not judge again."""

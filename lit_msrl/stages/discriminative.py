@@ -17,6 +17,7 @@ from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import View, render_candidate
 from lit_msrl.records import JudgementRecord
 from lit_msrl.stages.base import StageModule
+from lit_msrl.strategies import FSDP2
 from lit_msrl.types import PreferenceExample
 
 
@@ -73,6 +74,18 @@ class DiscriminativeRM(StageModule):
         model = cls(policy, {}, torch.optim.AdamW)
         model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
         return model
+
+    def configure_model(self) -> None:
+        """Refuse to be sharded: the score does not go through ``policy.logprobs``, which gathers weights.
+
+        Raises:
+            ValueError: The strategy is FSDP2.
+        """
+        if isinstance(self.trainer.strategy, FSDP2):
+            raise ValueError(
+                "the discriminative baseline cannot be sharded; use the trainer configuration ddp"
+            )
+        super().configure_model()
 
     def scores(self, examples: Sequence[PreferenceExample]) -> Tensor:
         """``(B, 2)``: the score of candidate 1 and of candidate 2."""

@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.rollout import Lesson
+from lit_msrl.strategies import local
 
 MicroBatchSize = int | Literal["auto"]
 SHARE = 0.8  # of the free memory that is planned with; the rest is for what is not foreseen
@@ -73,7 +74,7 @@ def group_tokens(group: Lesson) -> int:
 
 def kept_bytes(policy: GenerativeRMPolicy, group: Lesson) -> int:
     """What the forward of a group keeps for its backward, parameters aside."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    own = {local(parameter).untyped_storage().data_ptr() for parameter in policy.parameters()}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -99,4 +100,4 @@ def future_bytes(optimizer: LightningOptimizer) -> int:
     """Gradients, and before the first step AdamW's two moments; other optimizers keep less."""
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     copies = 1 if optimizer.optimizer.state else 3
-    return copies * sum(parameter.nbytes for parameter in trained)
+    return copies * sum(local(parameter).nbytes for parameter in trained)

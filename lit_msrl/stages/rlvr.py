@@ -27,6 +27,7 @@ from lit_msrl.stages.base import StageModule
 from lit_msrl.stages.lessons import Pool
 from lit_msrl.stages.planning import MicroBatchPlan, MicroBatchSize
 from lit_msrl.stages.watch import gradient_norms, peak_memory, rollout_means, step_means, task_means
+from lit_msrl.strategies import FSDP2, whole
 from lit_msrl.types import PreferenceExample
 
 
@@ -133,6 +134,15 @@ class RLVRModule(StageModule):
         if stage == "fit" and self.loss.needs_reference and not self.policy.adapted:
             self.reference = [copy.deepcopy(self.policy).requires_grad_(False)]
 
+    def configure_model(self) -> None:
+        """The reference is sharded like the policy, and else goes to its device."""
+        super().configure_model()
+        for reference in self.reference:
+            if isinstance(self.trainer.strategy, FSDP2):
+                self.trainer.strategy.shard(reference)
+            else:
+                reference.to(self.trainer.strategy.root_device)
+
     def training_step(self, batch: list[PreferenceExample], batch_idx: int) -> None:
         """One step of the algorithm; with ``max_rounds`` one round of sampling, and a step when it is due."""
         start = time.perf_counter()
@@ -170,7 +180,7 @@ class RLVRModule(StageModule):
                 logprobs, entropy = self.logprobs(part)
                 loss, watched = self.loss(logprobs, part, entropy)
                 # the world size, because gradients are averaged over ranks
-                self.manual_backward(self._reaching_all(loss, part) * self.trainer.world_size)
+                self.manual_backward(loss * self.trainer.world_size)
                 watched["rlvr/loss"] = loss.detach()
                 watched["rlvr/entropy"] = F.aggregate(
                     entropy.detach(), part.completion_mask, "token", normalizer=part.step_tokens
@@ -242,18 +252,6 @@ class RLVRModule(StageModule):
         ids, mask, temperature = lesson.completion_ids, lesson.completion_mask, self.sampling.temperature
         return (policy or self.policy).logprobs(lesson.batch, ids, mask, temperature=temperature)
 
-    def _reaching_all(self, loss: Tensor, lesson: Lesson) -> Tensor:
-        """The loss, made to reach the vision parameters that a micro-batch without pictures leaves out.
-
-        So every backward is one on every rank, whatever its micro-batch holds.
-        """
-        if lesson.batch.media:
-            return loss
-        left_out = [
-            p for part in ("projector", "vision") for _, p in self.policy.parts()[part] if p.requires_grad
-        ]
-        return loss + sum((0.0 * parameter.sum() for parameter in left_out), start=torch.zeros_like(loss))
-
     def descend(self) -> dict[str, Tensor]:
         """Clip the gradient and step; returns its norm before clipping, of all parts and of each."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -261,7 +259,7 @@ class RLVRModule(StageModule):
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
         norms = gradient_norms(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norms["rlvr/gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        norms["rlvr/gradient_norm"] = whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
@@ -292,8 +290,7 @@ class RLVRModule(StageModule):
             with self.policy.adapters_off():
                 lesson = replace(lesson, ref_logprobs=self._logprobs_under(self.policy, lesson))
         elif self.loss.needs_reference:
-            reference = self.reference[0].to(self.device)
-            lesson = replace(lesson, ref_logprobs=self._logprobs_under(reference, lesson))
+            lesson = replace(lesson, ref_logprobs=self._logprobs_under(self.reference[0], lesson))
         return lesson
 
     def _logprobs_under(self, policy: GenerativeRMPolicy, lesson: Lesson) -> Tensor:

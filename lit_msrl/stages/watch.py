@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_msrl import functional as F
 from lit_msrl.rollout import Rollout
+from lit_msrl.strategies import whole
 from lit_msrl.types import TASK_TYPES
 
 
@@ -56,8 +57,8 @@ def step_means(metrics: dict[str, Tensor], add_over_ranks: Callable[[Tensor], Te
 def gradient_norms(optimizer: LightningOptimizer) -> dict[str, Tensor]:
     """The norm of each part's gradient."""
     return {
-        f"gradient_norm/{group['name']}": torch.nn.utils.get_total_norm(
-            [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        f"gradient_norm/{group['name']}": whole(
+            torch.nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
         )
         for group in optimizer.param_groups
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,28 @@ def test_the_reference_preset_is_the_public_scripts(capsys):
     loss = config["loss"]["init_args"]
     assert (loss["clip_range"], loss["clip_range_high"], loss["kl_coef"]) == (0.2, 0.28, 0.0)
     assert (loss["scale"], loss["aggregate"]) == ("none", "sequence")
+
+
+TRAINERS = sorted(path.stem for path in (CONFIGS / "trainer").glob("*.yaml"))
+
+
+def test_the_trainers_are_all_there():
+    assert TRAINERS == ["cpu", "ddp", "fsdp", "fsdp_multi_node", "qlora", "single_gpu"]
+
+
+@pytest.mark.parametrize("stage", ["stage1_sft", "stage3"])
+@pytest.mark.parametrize("trainer", [name for name in TRAINERS if name != "cpu"])  # that one is the default
+def test_a_trainer_is_understood_on_top_of_a_stage(trainer, stage, capsys):
+    path = CONFIGS / "trainer" / f"{trainer}.yaml"
+    wanted = leaves(yaml.safe_load(path.read_text()))
+    config = yaml.safe_load(printed(stage, capsys, f"--config={path}"))
+    found = leaves(config)
+    assert {key: found.get(key) for key in wanted} == wanted
+    assert config["model"]["policy"]["init_args"]["model_name"] == "tiny"  # as the stage's own file has it
+    assert config["trainer"]["logger"]["init_args"]["name"] == stage
+
+
+def test_the_cluster_script_is_a_shell_script():
+    script = CONFIGS.parent / "slurm" / "train.sbatch"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert "experiments/configs/trainer/fsdp_multi_node.yaml" in script.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 
@@ -57,6 +58,7 @@ def test_the_loss_is_the_mean_over_all_tokens(with_picture: bool, monkeypatch: p
     """Not the mean of the examples' means: the targets differ in length."""
     policy = tiny_internvl()
     stage = module(policy)
+    stage._trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     logged = {}
     monkeypatch.setattr(stage, "log", lambda name, value, **_: logged.setdefault(name, value))
     long = Rationale(("is right, as all who can count agree.", "is wrong."), "four it is.", preferred=1)
