@@ -77,7 +77,7 @@ def profile_step(
     stage = ProfiledStage(
         policy,
         {"language": 1e-6, "projector": 1e-6, "vision": 1e-6},
-        partial(torch.optim.AdamW, lr=1e-6),
+        partial(torch.optim.AdamW, lr=1e-6, fused=True),
         GRPOLoss(),
         DistinctLetters(),
         group_size=group,
