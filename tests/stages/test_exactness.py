@@ -103,7 +103,7 @@ class PlainPolicy(GenerativeRMPolicy):
             both = scores.gather(1, written[:, None])[:, 0], -(scores.exp() * scores).sum(-1)
             rows.append(torch.nn.functional.pad(torch.stack(both), (0, len(ids) - len(written))))
         logprobs, entropy = torch.stack(rows, dim=1)
-        return logprobs, entropy
+        return logprobs + self._unseen(batch), entropy
 
 
 class CuttingEngine(ScriptedEngine):
