@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ import av.error
 from PIL import Image
 
 from data_modules.content import Content, MediaError, one_line
+from data_modules.guards import CLIPS, MAX_FRAMES
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,26 @@ def probe(content: Content, name: str, *, packets: bool = True) -> ClipFacts:
         stream = container.streams.video[0]
         rate, declared = stream.average_rate, stream.frames
         width, height = stream.codec_context.width, stream.codec_context.height
-        count = sum(1 for packet in container.demux(stream) if packet.size) if packets else declared
+        counted = islice(container.demux(stream), MAX_FRAMES + 1) if packets else ()
+        count = sum(1 for packet in counted if packet.size) if packets else declared
     return ClipFacts(width, height, count, declared, count / float(rate) if rate else 0.0)
 
 
-def pick(content: Content, name: str, wanted: set[int]) -> Iterator[tuple[int, Image.Image]]:
+def pick(content: Content, name: str, wanted: set[int], max_pixels: int) -> Iterator[tuple[int, Image.Image]]:
     """The wanted frames with their numbers, as far as they can be decoded.
+
+    Args:
+        content: The clip.
+        name: Of it, for messages.
+        wanted: Numbers of frames.
+        max_pixels: Larger frames are refused before there is room for them, whatever the header said.
 
     Raises:
         MediaError: It is no clip.
     """
     left = set(wanted)
     with _opened(content, name) as container:
+        container.streams.video[0].codec_context.options = {"max_pixels": str(max_pixels)}
         for i, frame in enumerate(container.decode(video=0)):
             if i in left:
                 left.remove(i)
@@ -72,7 +82,8 @@ def _opened(content: Content, name: str) -> Iterator[av.container.InputContainer
     if isinstance(content, io.BytesIO):
         content.seek(0)
     try:
-        with av.open(str(content) if isinstance(content, Path) else content, "r") as container:
+        file = str(content) if isinstance(content, Path) else content
+        with av.open(file, "r", container_options=CLIPS) as container:
             yield container
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"{name}: not a readable clip ({one_line(error)})") from error

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from data_modules.cache import Frames, MediaCache
 from data_modules.clips import ClipFacts, pick, probe
 from data_modules.content import Content, MediaError, digest, frame_files, load, one_line
+from data_modules.guards import MAX_FRAMES, PICTURES
 from data_modules.urls import Urls
 from lit_msrl.types import Media, PreferenceExample
 
@@ -133,7 +134,7 @@ class Decoder:
     @contextmanager
     def _open(self, content: Content, name: str) -> Iterator[Image.Image]:
         try:
-            with Image.open(content) as picture:
+            with Image.open(content, formats=PICTURES) as picture:
                 self._check_size(picture.width, picture.height, name)
                 yield picture
         except MediaError:
@@ -144,12 +145,16 @@ class Decoder:
     def _clip(self, name: str, content: Content) -> Frames:
         facts = probe(content, name)
         self._check(facts, name)
+        if facts.frames > MAX_FRAMES:
+            raise MediaError(f"{name}: has more than {MAX_FRAMES} frames")
         if not facts.frames:
             raise MediaError(f"{name}: has no frames")
         if facts.frames < facts.declared:
             raise MediaError(f"{name}: truncated, holds {facts.frames} of its {facts.declared} frames")
         wanted = sample_indices(facts.frames, self.num_frames)
-        found = {i: self._shrink(frame) for i, frame in pick(content, name, set(wanted))}
+        found = {
+            i: self._shrink(frame) for i, frame in pick(content, name, set(wanted), self.max_source_pixels)
+        }
         if wanted[-1] not in found:
             raise MediaError(
                 f"{name}: truncated or damaged, frame {wanted[-1]} of {facts.frames} cannot be decoded"

@@ -9,28 +9,28 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from jsonargparse import _typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_msrl.losses  # noqa: F401 - so that the command line finds the classes by their short names
-from lit_msrl.callbacks import Checkpoints
+from lit_msrl.callbacks import Checkpoints, NonFiniteSteps
+from lit_msrl.callbacks.checkpoints import LAST
 from lit_msrl.evaluation import load_weights, read_checkpoint
 from lit_msrl.stages.base import StageModule
 from lit_msrl.stages.rlvr import RLVRModule
 
-AUTO, BASE = "auto", "base"
+AUTO, BASE, NEWEST = "auto", "base", "last"
 EXPECTED = (
     ValueError,
     OSError,
     ArgumentError,
     MisconfigurationException,
     subprocess.CalledProcessError,
-    UnpicklingError,
 )
 _discard = _typehints.discard_init_args_on_class_path_change
 
@@ -91,8 +91,9 @@ class MSRLCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in wanted}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--outputs``, ``--start_from`` and ``--checkpoint``."""
+        """Add ``--outputs``, ``--start_from``, ``--checkpoint`` and ``--non_finite``."""
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_lightning_class_args(NonFiniteSteps, "non_finite")
         parser.add_argument("--outputs", type=str, default="outputs", help="Folder of logs and checkpoints.")
         newest_one = f"the newest checkpoint of {self.after} under --outputs, made first if there is none"
         help_text = (
@@ -106,6 +107,14 @@ class MSRLCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse ``args`` if given, else the command line; the pipeline does both in one process."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        options = self.config[self.config["subcommand"]]
+        if options["ckpt_path"] == NEWEST:
+            found = newest(options["outputs"], self.model_class.name)  # type: ignore[union-attr]
+            print(f"Going on from {found}." if found else "No checkpoint yet: starting anew.", flush=True)
+            options["ckpt_path"] = found and str(found)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would read the whole checkpoint for hyperparameters; ours hold none."""
 
     def before_fit(self) -> None:
         """Load the weights to start from; a resumed run needs them where the loss compares with them."""
@@ -145,8 +154,8 @@ class MSRLCLI(LightningCLI):
 
 def newest(outputs: str | Path, stage: str) -> Path | None:
     """The newest checkpoint of a stage."""
-    found = Path(outputs).glob(f"{stage}/version_*/checkpoints/last.ckpt")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found = Path(outputs).glob(f"{stage}/version_*/checkpoints/{LAST}")
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def start(model: StageModule, start_from: str, predecessor: Callable[[], Path | None]) -> None:
@@ -166,13 +175,35 @@ def run(main: Callable[[], Any]) -> None:
     """Run a script; expected errors end in one line and exit code 1 (``LIT_MSRL_DEBUG=1``: the traceback)."""
     try:
         main()
-    except EXPECTED as error:
-        if os.environ.get("LIT_MSRL_DEBUG"):
+    except Exception as error:
+        said = one_line(error)
+        if said is None or os.environ.get("LIT_MSRL_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         raise SystemExit(1) from None
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise  # Lightning turns an interruption into exit code 1
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print(
+            "interrupted; run the same command again to go on (a single stage: with --ckpt_path=last)",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
+
+
+def one_line(error: Exception) -> str | None:
+    """What an expected error says, also one that a loader's worker or torch raised; ``None`` for a bug."""
+    text = str(error).strip()
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"out of memory ({text.partition('.')[0]}); lower model.micro_batch_size, model.group_size, "
+            "model.max_completion or data.batch_size, and go on with --ckpt_path=last"
+        )
+    if isinstance(error, torch.distributed.DistError) or "gloo" in text:
+        reason = " ".join(text.split())
+        return f"another rank died or hangs ({reason}); look at its output, and go on with --ckpt_path=last"
+    if not isinstance(error, EXPECTED):
+        return None
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())

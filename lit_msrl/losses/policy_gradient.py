@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class PolicyGradientLoss(RLVRLoss):
 
     def adapt(self, metrics: Mapping[str, Tensor]) -> None:
         """Raise ``kl_coef`` where the KL is above its target, lower it where it is below; 2 % at most."""
-        if self.kl_target is not None:
+        if self.kl_target is not None and math.isfinite(metrics["rlvr/kl"]):  # else the step was skipped
             excess = float(metrics["rlvr/kl"]) / self.kl_target - 1
             self.kl_coef *= 1 + 0.1 * min(max(excess, -0.2), 0.2)
 

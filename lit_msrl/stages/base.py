@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from transformers import set_seed
 
 from lit_msrl.backbones import Part
 from lit_msrl.budget import Budget, judging_turns
@@ -110,6 +111,10 @@ class StageModule(L.LightningModule):
         """Completions, one per prompt, parsed."""
         texts = self.policy.decode(completions.ids, completions.mask)
         return [parse(text, prompt.tags) for text, prompt in zip(texts, prompts, strict=True)]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed Python's, numpy's and torch's generators (dropout, say) as a function of the step and rank."""
+        set_seed(hash((self.seed, self.trainer.global_step, self.trainer.global_rank)) % 2**32)
 
     # ---- validation ----------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ class MicroBatchPlan:
         self.auto = size == "auto"
         self.groups = 1 if size == "auto" else size
         self.measured_tokens, self.group_bytes = 0, 0
+        self.halved = False
 
     def update(
         self,
@@ -65,6 +66,13 @@ class MicroBatchPlan:
         budget -= SCORED * policy.head.weight.shape[0]
         fits = torch.tensor(budget / (BACKWARD * max(self.group_bytes, 1)), device=policy.device)
         self.groups = min(max(int(-worst(-fits)), 1), max(len(lesson.batch) for lesson in lessons))
+
+    def halve(self) -> str:
+        """Take half as many from now on, if that was not done before; returns what to say of it."""
+        if self.halved or self.groups == 1:
+            return ""
+        self.halved, self.auto, self.groups = True, False, self.groups // 2
+        return f"model.micro_batch_size={self.groups}, which may be set from the start"
 
 
 def group_tokens(group: Lesson) -> int:

@@ -25,6 +25,7 @@ from lit_msrl.rollout import Lesson, Rollout
 from lit_msrl.sharing import check_sharing
 from lit_msrl.stages.base import StageModule
 from lit_msrl.stages.lessons import Pool
+from lit_msrl.stages.memory import with_less_at_once
 from lit_msrl.stages.planning import MicroBatchPlan, MicroBatchSize
 from lit_msrl.stages.watch import gradient_norms, peak_memory, rollout_means, step_means, task_means
 from lit_msrl.strategies import FSDP2, whole
@@ -173,21 +174,25 @@ class RLVRModule(StageModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         self.micro_batches.update(lessons, self.policy, optimizer, self._worst)
-        parts = [part for lesson in lessons for part in lesson.micro_batches(self.micro_batches.groups)]
         for _ in range(self.num_iterations):
-            metrics = {}
-            for part in parts:
-                logprobs, entropy = self.logprobs(part)
-                loss, watched = self.loss(logprobs, part, entropy)
-                # the world size, because gradients are averaged over ranks
-                self.manual_backward(loss * self.trainer.world_size)
-                watched["rlvr/loss"] = loss.detach()
-                watched["rlvr/entropy"] = F.aggregate(
-                    entropy.detach(), part.completion_mask, "token", normalizer=part.step_tokens
-                )
-                metrics = {key: metrics.get(key, 0.0) + value for key, value in watched.items()}
+            metrics = with_less_at_once(self, partial(self.accumulate, lessons), self.micro_batches.halve)
             norms = self.descend()
         return step_means(metrics, self._over_ranks) | norms
+
+    def accumulate(self, lessons: list[Lesson]) -> dict[str, Tensor]:
+        """The gradient of the step's loss, micro-batch by micro-batch; returns metrics that add up."""
+        metrics: dict[str, Tensor] = {}
+        for part in [p for lesson in lessons for p in lesson.micro_batches(self.micro_batches.groups)]:
+            logprobs, entropy = self.logprobs(part)
+            loss, watched = self.loss(logprobs, part, entropy)
+            # the world size, because gradients are averaged over ranks
+            self.manual_backward(loss * self.trainer.world_size)
+            watched["rlvr/loss"] = loss.detach()
+            watched["rlvr/entropy"] = F.aggregate(
+                entropy.detach(), part.completion_mask, "token", normalizer=part.step_tokens
+            )
+            metrics = {key: metrics.get(key, 0.0) + value for key, value in watched.items()}
+        return metrics
 
     @torch.no_grad()
     def rollout(self, examples: list[PreferenceExample]) -> Rollout:

@@ -145,6 +145,87 @@ def test_resuming_what_is_not_there(tmp_path: Path, capsys):
     assert f"{tmp_path}/nothing.ckpt" in complaint("stage1", args, tmp_path, capsys)
 
 
+class Trap:
+    """What would run code where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("how", ["--ckpt_path", "--start_from"])
+def test_a_checkpoint_that_would_run_code(how: str, checkpoint: Path, tmp_path: Path, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | {"extra": Trap(tmp_path / "ran")}, tmp_path / "trap.ckpt")
+    args = command("stage1_sft", tmp_path / "outputs", f"{how}={tmp_path}/trap.ckpt", *UNSEEN)
+    line = complaint("stage1_sft", [*args, "--weights_only=false"], tmp_path / "outputs", capsys)
+    assert f"{tmp_path}/trap.ckpt is not a checkpoint of a stage" in line
+    assert not (tmp_path / "ran").exists()
+
+
+def test_resuming_half_a_checkpoint(checkpoint: Path, tmp_path: Path, capsys):
+    (tmp_path / "half.ckpt").write_bytes(checkpoint.read_bytes()[:100_000])
+    args = command("stage1_sft", tmp_path / "outputs", f"--ckpt_path={tmp_path}/half.ckpt", *UNSEEN)
+    line = complaint("stage1_sft", args, tmp_path / "outputs", capsys)
+    assert "half.ckpt is not a checkpoint of a stage (it is damaged" in line
+
+
+def test_an_unreadable_picture_in_a_workers_batch(tmp_path: Path, capsys):
+    (tmp_path / "picture.png").write_bytes(b"no picture")
+    path = write_rows(tmp_path / "mine.jsonl", PICTURE, PICTURE)
+    args = command("stage3", tmp_path, *rows(path), "--data.num_workers=1")
+    line = complaint("stage3", args, tmp_path, capsys)
+    assert line.startswith("error: example") or line.startswith(f"error: {path}")
+    assert f"{tmp_path / 'picture.png'}: not a readable picture" in line
+
+
+def test_memory_that_does_not_suffice(tmp_path: Path, capsys, monkeypatch):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr("lit_msrl.engines.HFEngine.generate", full)
+    line = complaint("stage1", command("stage1", tmp_path, *UNSEEN), tmp_path, capsys)
+    assert "out of memory (CUDA out of memory); lower model.micro_batch_size" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv"),
+        torch.distributed.DistBackendError("NCCL error:\nremote process exited"),
+    ],
+)
+def test_a_rank_that_does_not_answer(error: Exception, tmp_path: Path, capsys, monkeypatch):
+    def waiting(*args, **options):
+        raise error
+
+    monkeypatch.setattr("lit_msrl.engines.HFEngine.generate", waiting)
+    line = complaint("stage1", command("stage1", tmp_path, *UNSEEN), tmp_path, capsys)
+    assert line.startswith("error: another rank died or hangs (")
+    assert line.endswith("go on with --ckpt_path=last")
+
+
+def test_a_bug_is_not_hidden(tmp_path: Path, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("lit_msrl.engines.HFEngine.generate", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        call("stage1", command("stage1", tmp_path, *UNSEEN))
+
+
+def test_secrets_of_the_environment_are_written_nowhere(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_sesame")
+    monkeypatch.setenv("WANDB_API_KEY", "wb_sesame")
+    call("stage1_sft", command("stage1_sft", tmp_path, "--trainer.max_steps=1", *UNSEEN))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"config.yaml", "hparams.yaml", "last.ckpt"} <= {path.name for path in files}
+    assert not [path for path in files if b"sesame" in path.read_bytes()]
+    assert "sesame" not in str(capsys.readouterr())
+
+
 def test_starting_from_what_is_not_there(tmp_path: Path, capsys):
     args = command("stage1", tmp_path, f"--start_from={tmp_path}/nothing.ckpt", *UNSEEN)
     line = complaint("stage1", args, tmp_path, capsys)
@@ -197,9 +278,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, capsys, monkey
     monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", with_no_room_from_the_second_on)
     args = command("stage1_sft", outputs, "--checkpoint.every_n_train_steps=1", *UNSEEN)
     line = complaint("stage1_sft", args, outputs, capsys)
-    assert f"checkpoint {saved[0]} could not be written" in line
-    assert torch.load(saved[0], weights_only=True)["global_step"] == 1
-    assert [path.name for path in saved[0].parent.iterdir()] == ["last.ckpt"]
+    assert f"checkpoint {saved[1]} could not be written" in line
+    assert torch.load(saved[0].parent / "last.ckpt", weights_only=True)["global_step"] == 1
+    assert sorted(path.name for path in saved[0].parent.iterdir()) == ["last.ckpt", "step_1.ckpt"]
     assert not list(scratch.iterdir())
 
 

@@ -65,7 +65,7 @@ def test_two_steps_of_a_stage(stage, tmp_path: Path, agreeing):
     assert {"lr-AdamW/language"} <= curves.keys() or "lr-AdamW" in curves
     assert ("reward/total" in curves) == (stage in RL)
     assert (run / "config.yaml").is_file()
-    assert [path.name for path in run.glob("checkpoints/*")] == ["last.ckpt"]
+    assert sorted(path.name for path in run.glob("checkpoints/*")) == ["last.ckpt", "step_2.ckpt"]
     checkpoint = content(run / "checkpoints" / "last.ckpt")
     assert (checkpoint["stage"], checkpoint["global_step"]) == (stage, 2)
     fresh = GenerativeRMPolicy("tiny")
