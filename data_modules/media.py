@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from data_modules.urls import Urls
 from lit_msrl.types import Media, PreferenceExample
 
 __all__ = ["Decoder", "MediaError", "decode", "sample_indices"]
+REFUSED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 Part = tuple[str, Content]  # a file's name, for messages, and its content
 
 
@@ -134,12 +136,15 @@ class Decoder:
     @contextmanager
     def _open(self, content: Content, name: str) -> Iterator[Image.Image]:
         try:
-            with Image.open(content, formats=PICTURES) as picture:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                picture = Image.open(content, formats=PICTURES)
+            with picture:
                 self._check_size(picture.width, picture.height, name)
                 yield picture
         except MediaError:
             raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except REFUSED as error:
             raise MediaError(f"{name}: not a readable picture ({one_line(error)})") from error
 
     def _clip(self, name: str, content: Content) -> Frames:
@@ -152,7 +157,9 @@ class Decoder:
         if facts.frames < facts.declared:
             raise MediaError(f"{name}: truncated, holds {facts.frames} of its {facts.declared} frames")
         wanted = sample_indices(facts.frames, self.num_frames)
-        found = {i: self._shrink(frame) for i, frame in pick(content, name, set(wanted), self.max_source_pixels)}
+        found = {
+            i: self._shrink(frame) for i, frame in pick(content, name, set(wanted), self.max_source_pixels)
+        }
         if wanted[-1] not in found:
             raise MediaError(
                 f"{name}: truncated or damaged, frame {wanted[-1]} of {facts.frames} cannot be decoded"
