@@ -47,6 +47,8 @@ def probe(content: Content, name: str, *, packets: bool = True) -> ClipFacts:
         if not container.streams.video:
             raise MediaError(f"{name}: has no video stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise MediaError(f"{name}: not a readable clip (its codec is not known)")
         rate, declared = stream.average_rate, stream.frames
         width, height = stream.codec_context.width, stream.codec_context.height
         counted = islice(container.demux(stream), MAX_FRAMES + 1) if packets else ()
@@ -83,7 +85,7 @@ def _opened(content: Content, name: str) -> Iterator[av.container.InputContainer
         content.seek(0)
     try:
         file = str(content) if isinstance(content, Path) else content
-        with av.open(file, "r", container_options=CLIPS) as container:
+        with av.open(file, "r", container_options=CLIPS, metadata_errors="ignore") as container:
             yield container
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"{name}: not a readable clip ({one_line(error)})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from data_modules.urls import Urls
 from lit_msrl.types import Media, PreferenceExample
 
 __all__ = ["Decoder", "MediaError", "decode", "sample_indices"]
+REFUSED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 Part = tuple[str, Content]  # a file's name, for messages, and its content
 
 
@@ -134,12 +136,15 @@ class Decoder:
     @contextmanager
     def _open(self, content: Content, name: str) -> Iterator[Image.Image]:
         try:
-            with Image.open(content, formats=PICTURES) as picture:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                picture = Image.open(content, formats=PICTURES)
+            with picture:
                 self._check_size(picture.width, picture.height, name)
                 yield picture
         except MediaError:
             raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except REFUSED as error:
             raise MediaError(f"{name}: not a readable picture ({one_line(error)})") from error
 
     def _clip(self, name: str, content: Content) -> Frames:

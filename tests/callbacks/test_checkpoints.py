@@ -25,9 +25,10 @@ class Sender(L.Callback):
             os.kill(os.getpid(), self.number)
 
 
-def fit(folder: Path, checkpoints: Checkpoints, *callbacks: L.Callback, steps: int = 7) -> list[str]:
+def fit(folder: Path, checkpoints: Checkpoints, *callbacks: L.Callback, epoch: int = 16) -> list[str]:
     """The checkpoints a run leaves."""
-    run = trainer(folder, max_steps=steps, enable_checkpointing=True, callbacks=[checkpoints, *callbacks])
+    options = {"max_steps": 7, "limit_train_batches": epoch, "enable_checkpointing": True}
+    run = trainer(folder, callbacks=[checkpoints, *callbacks], **options)
     try:
         run.fit(imitating(), data())
     finally:
@@ -38,6 +39,10 @@ def fit(folder: Path, checkpoints: Checkpoints, *callbacks: L.Callback, steps: i
 def test_the_newest_are_kept_and_the_last_step_is_saved(tmp_path: Path) -> None:
     assert fit(tmp_path, Checkpoints(2, keep=3)) == ["last.ckpt", "step_4.ckpt", "step_6.ckpt", "step_7.ckpt"]
     assert os.readlink(tmp_path / "checkpoints" / "last.ckpt") == "step_7.ckpt"
+
+
+def test_not_at_the_end_of_an_epoch_but_a_step_later(tmp_path: Path) -> None:
+    assert fit(tmp_path, Checkpoints(3, keep=9), epoch=3) == ["last.ckpt", "step_4.ckpt", "step_7.ckpt"]
 
 
 @pytest.mark.parametrize("options", [{"every_n_train_steps": 0}, {"keep": 0}])
