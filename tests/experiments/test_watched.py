@@ -52,7 +52,8 @@ def test_every_number_is_there_for_every_step(run) -> None:
     by_task = {f"{name}/{task.replace(' ', '_')}" for name in REWARDS for task in TASK_TYPES}
     rates = {f"lr-AdamW/{part}" for part in PARTS}
     tags = set(events.Tags()["scalars"])
-    assert tags - by_task == SAMPLED | LEARNED | rates | {"epoch", "data/dropped", "data/shrunk"}
+    counted = {"epoch", "data/dropped", "data/shrunk", "steps/skipped"}
+    assert tags - by_task == SAMPLED | LEARNED | rates | counted
     shown = {tag.partition("/")[2] for tag in tags & by_task}
     assert "text" in shown
     assert len(shown) > 1

@@ -43,7 +43,7 @@ class Mixed(Source):
 
     def __init__(self, size: int = 16) -> None:
         text, pictures = World(["text"]), World(["image generation"])
-        self.examples = [(text if i % 4 < 2 else pictures).example(i) for i in range(size)]
+        self.made = [(text if i % 4 < 2 else pictures).example(i) for i in range(size)]
 
     def dataset(self) -> datasets.IterableDataset:
         return datasets.IterableDataset.from_generator(self._stream)  # type: ignore[return-value]
@@ -52,7 +52,7 @@ class Mixed(Source):
         return "texts and pictures"
 
     def _stream(self):
-        return ({"example": example} for example in self.examples)
+        return ({"example": example} for example in self.made)
 
 
 class Uneven(RewardSum):
@@ -109,7 +109,7 @@ class Imitator(CMKD):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        kept = [e.id for i, e in enumerate(Mixed().examples) if i % 4 > 1 or i == 5]
+        kept = [e.id for i, e in enumerate(Mixed().made) if i % 4 > 1 or i == 5]
         self.traces = {name: ("red ball" * (1 + i % 3), "A") for i, name in enumerate(kept)}
         self.gradients: list[dict[str, torch.Tensor]] = []
         self.losses: list[float] = []
