@@ -6,7 +6,7 @@ SOURCES := $(wildcard lit_msrl data_modules experiments tests)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test fmt lint type floors base preview tensorboard clean
+.PHONY: help setup demo ablation check test fmt lint type floors base preview tensorboard clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ type: setup  ## Static types
 
 floors: setup  ## Imports go to lower floors only
 	PYTHONPATH=. $(BIN)/lint-imports --no-logo
+
+ablation: setup  ## The paper's ablations on the built-in world, three seeds; about two hours
+	$(BIN)/python experiments/ablation.py
 
 base: setup  ## Make the small base model that the demo starts from
 	$(BIN)/python experiments/make_base.py
