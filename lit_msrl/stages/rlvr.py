@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lit_msrl import functional as F
@@ -164,7 +165,8 @@ class RLVRModule(StageModule):
         """Once, compare the first two completions with plain rows (``lit_msrl.sharing``)."""
         if not self.sharing_is_checked:
             ids, mask = rollout.completion_ids[:2], rollout.completion_mask[:2]
-            check_sharing(self.policy, rollout.batch.pick([0]), ids, mask, self._worst)
+            with isolate_rng():  # a resumed run checks again, and must go on as if it had not
+                check_sharing(self.policy, rollout.batch.pick([0]), ids, mask, self._worst)
             self.sharing_is_checked = True
 
     def learn(self, lessons: list[Lesson]) -> dict[str, Tensor]:

@@ -143,7 +143,10 @@ def test_a_missing_predecessor_is_made_and_said_so(tmp_path: Path, monkeypatch, 
     monkeypatch.setattr(lit_msrl.cli.subprocess, "run", on_little)
     call("stage1", command("stage1", tmp_path, "--start_from=auto", *UNSEEN))
     script = str(REPOSITORY / "experiments" / "stage1_sft.py")
-    assert made == [[sys.executable, script, "fit", f"--outputs={tmp_path}"]]
+    ((*start, seed, policy),) = made
+    assert start == [sys.executable, script, "fit", f"--outputs={tmp_path}"]
+    assert seed == "--seed_everything=0"
+    assert policy.startswith("--model.policy={")
     out = capfd.readouterr().out
     said = ["No checkpoint of stage1_sft under", "stage1_sft starts from the base", "stage1 starts from"]
     assert [out.index(line) for line in said] == sorted(out.index(line) for line in said)
