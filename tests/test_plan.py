@@ -195,5 +195,5 @@ def test_the_plan_is_near_the_measured_peak(options: dict) -> None:
     command = [sys.executable, "-m", "tests.measure_peak", json.dumps(options)]
     out = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     found = json.loads(out.stdout.splitlines()[-1])
-    assert found["measured"] > 2e8
+    assert found["measured"] > 1e8  # more than the weights alone
     assert found["planned"] == pytest.approx(found["measured"], rel=0.2)
