@@ -175,7 +175,8 @@ class RLVRModule(StageModule):
         norms: dict[str, Tensor] = {}
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        self.micro_batches.update(lessons, self.policy, optimizer, self._worst)
+        with isolate_rng():
+            self.micro_batches.update(lessons, self.policy, optimizer, self._worst)
         for _ in range(self.num_iterations):
             metrics = with_less_at_once(self, partial(self.accumulate, lessons), self.micro_batches.halve)
             norms = self.descend()

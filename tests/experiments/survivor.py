@@ -70,7 +70,7 @@ def _noisy(logprobs: Any) -> Any:
     def wrapped(*args: Any, **options: Any) -> Any:
         noise = random.random() + np.random.rand() + torch.rand(())  # noqa: NPY002
         first, *others = logprobs(*args, **options)
-        return (first * (1 + 0.01 * noise), *others)
+        return (first * (1 + 0.01 * noise) if torch.is_grad_enabled() else first, *others)
 
     return wrapped
 
