@@ -132,11 +132,12 @@ def read(config: Mapping[str, Any], lengths: Lengths) -> tuple[ModelSize, Step]:
     batch = config["data"]["batch_size"] * (2 if is_rl and stage["both_orders"] else 1)
     prompt = lengths.prompt_tokens or policy["max_length"]
     pictures = prompt // 2 if lengths.picture_tokens is None else lengths.picture_tokens
+    micro = stage["micro_batch_size"]  # `auto` takes what is left, but at least one
     loss = config["model"].get("loss", {}).get("init_args", {})
     return size, replace(
         _devices(config["trainer"], policy, lengths),
         prompts=batch,
-        micro_batch=min(batch, stage["micro_batch_size"]) if is_rl else batch,
+        micro_batch=min(batch, 1 if micro == "auto" else micro) if is_rl else batch,
         group=group,
         prompt_tokens=prompt,
         picture_tokens=pictures if stage["view"] == "visual" else 0,
