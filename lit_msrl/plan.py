@@ -10,7 +10,6 @@ Of a model on the hub only its configuration is fetched.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 from rich.console import Console
@@ -242,14 +242,13 @@ def main(args: Sequence[str] | None = None) -> Memory:
     lengths = Lengths(options.prompt_tokens, options.picture_tokens, options.devices)
     size, step = read(merged(options.config), lengths)
     memory = estimate(size, step)
-    show(size, step, memory, options.memory_gib * GIB if options.memory_gib else _available())
+    here = (
+        torch.cuda.get_device_properties(0).total_memory
+        if torch.cuda.is_available()
+        else psutil.virtual_memory().total
+    )
+    show(size, step, memory, options.memory_gib * GIB if options.memory_gib else here)
     return memory
-
-
-def _available() -> float:
-    if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 if __name__ == "__main__":
