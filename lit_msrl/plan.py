@@ -10,7 +10,6 @@ Of a model on the hub only its configuration is fetched.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 from rich.console import Console
@@ -132,11 +132,12 @@ def read(config: Mapping[str, Any], lengths: Lengths) -> tuple[ModelSize, Step]:
     batch = config["data"]["batch_size"] * (2 if is_rl and stage["both_orders"] else 1)
     prompt = lengths.prompt_tokens or policy["max_length"]
     pictures = prompt // 2 if lengths.picture_tokens is None else lengths.picture_tokens
+    micro = stage["micro_batch_size"]  # `auto` takes what is left, but at least one
     loss = config["model"].get("loss", {}).get("init_args", {})
     return size, replace(
         _devices(config["trainer"], policy, lengths),
         prompts=batch,
-        micro_batch=min(batch, stage["micro_batch_size"]) if is_rl else batch,
+        micro_batch=min(batch, 1 if micro == "auto" else micro) if is_rl else batch,
         group=group,
         prompt_tokens=prompt,
         picture_tokens=pictures if stage["view"] == "visual" else 0,
@@ -241,14 +242,13 @@ def main(args: Sequence[str] | None = None) -> Memory:
     lengths = Lengths(options.prompt_tokens, options.picture_tokens, options.devices)
     size, step = read(merged(options.config), lengths)
     memory = estimate(size, step)
-    show(size, step, memory, options.memory_gib * GIB if options.memory_gib else _available())
+    here = (
+        torch.cuda.get_device_properties(0).total_memory
+        if torch.cuda.is_available()
+        else psutil.virtual_memory().total
+    )
+    show(size, step, memory, options.memory_gib * GIB if options.memory_gib else here)
     return memory
-
-
-def _available() -> float:
-    if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 if __name__ == "__main__":

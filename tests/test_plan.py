@@ -176,6 +176,12 @@ class TestConfigurations:
         assert size.layer_parameters + size.other_parameters == pytest.approx(8.19e9, rel=0.01)
         assert size.vision_parameters == pytest.approx(0.30e9, rel=0.03)
 
+    def test_micro_batches_that_take_what_fits_are_planned_with_one(self, tmp_path: Path) -> None:
+        auto = tmp_path / "auto.yaml"
+        auto.write_text("model: {micro_batch_size: auto}")
+        _, step = read(merged([CONFIGS / "trainer" / "cpu.yaml", CONFIGS / "stage3.yaml", auto]), Lengths())
+        assert step.micro_batch == 1
+
     def test_a_missing_file_is_named(self) -> None:
         with pytest.raises(ValueError, match=r"nowhere\.yaml: no such configuration"):
             merged(["nowhere.yaml"])
