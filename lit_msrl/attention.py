@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,16 +17,29 @@ from transformers.masking_utils import sdpa_mask
 NAME = "lit_msrl"
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Keys, or values, of prompts and of the completions that are being written after them.
+
+    Attributes:
+        prompt: ``(P, K, L, D)``, of ``K`` heads.
+        own: ``(P, K, G, T, D)``, of ``G`` completions, which see the prompt and each its own ``T`` tokens.
+    """
+
+    prompt: Tensor
+    own: Tensor
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | Shared,
+    value: Tensor | Shared,
     attention_mask: Tensor | BlockMask | None,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention, chosen by the mask: FlexAttention for a ``BlockMask``, else torch's.
+    """Scaled dot-product attention, chosen by what is shared, and how: see ``Shared`` and ``BlockMask``.
 
     Where heads share keys and a tensor masks them, the queries of these heads become query positions: torch's
     kernels take no mask together with grouped heads, and copying the keys for each head costs more.
@@ -33,15 +47,18 @@ def attend(
     Args:
         module: The attention layer.
         query: ``(P, H, N, D)``.
-        key: ``(P, K, S, D)``, of ``K`` heads that ``H / K`` query heads share.
-        value: ``(P, K, S, D)``.
-        attention_mask: ``(P, 1, N, S)``, or ``None`` for a causal mask.
+        key: ``(P, K, S, D)``, of ``K`` heads that ``H / K`` query heads share; or what a cache shares.
+        value: The same.
+        attention_mask: ``(P, 1, N, S)``, or ``None`` for a causal mask; for ``Shared``, of the prompt:
+            ``(P, 1, 1, L)``.
         scaling: Of the scores.
         options: What transformers passes on.
 
     Returns:
         ``(P, N, H, D)``.
     """
+    if isinstance(key, Shared):
+        return _attend_shared(query, key, value, attention_mask, scaling), None  # type: ignore[arg-type]
     heads, shared = query.shape[1], query.shape[1] // key.shape[1]
     if isinstance(attention_mask, BlockMask):
         flex = flex_attention if query.device.type == "cpu" else _compiled_flex_attention()
@@ -56,6 +73,19 @@ def attend(
     return out.unflatten(2, (shared, -1)).reshape(query.shape[0], heads, -1, query.shape[-1]).transpose(
         1, 2
     ), None
+
+
+def _attend_shared(query: Tensor, key: Shared, value: Shared, mask: Tensor, scaling: float) -> Tensor:
+    """A token of each completion, ``(P, H, G, D)``, sees its prompt and its own; returns ``(P, G, H, D)``."""
+    prompt = key.prompt.shape[-2]
+    grouped = query.unflatten(1, (key.prompt.shape[1], -1)).transpose(2, 3) * scaling  # (P, K, G, H/K, D)
+    to_prompt = grouped.flatten(2, 3) @ key.prompt.mT + mask
+    to_own = grouped @ key.own.mT
+    scores = torch.cat([to_prompt.view(*grouped.shape[:-1], -1), to_own], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    out = weights[..., prompt:] @ value.own
+    out += (weights[..., :prompt].flatten(2, 3) @ value.prompt).view_as(out)
+    return out.transpose(1, 2).flatten(2, 3)  # heads that share keys are neighbours
 
 
 @cache

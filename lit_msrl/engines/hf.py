@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from lit_msrl.attention import Shared
 from lit_msrl.backbones import next_positions
 from lit_msrl.engines.base import Completions, RolloutEngine, Sampling
 from lit_msrl.policy import GenerativeRMPolicy, Prefix, PromptBatch
@@ -120,27 +121,19 @@ class _GroupState:
     """Keys, values and positions of the completions that are being written."""
 
     def __init__(self, prefix: Prefix, group: int, max_length: int) -> None:
-        self.step, self.max_length, self.positions = 0, max_length, prefix.positions
-        self.prompt, self.dtype = prefix.attention_mask.bool(), prefix.hidden.dtype
+        self.step, self.positions = 0, prefix.positions
+        unseen = ~prefix.attention_mask.bool()[:, None, None]  # (P, 1, 1, L)
+        self.mask = torch.zeros(unseen.shape, dtype=prefix.hidden.dtype, device=unseen.device)
+        self.mask.masked_fill_(unseen, torch.finfo(self.mask.dtype).min)
         self.cache = Cache(
-            layers=[_RoomyLayer(layer, group, max_length) for layer in prefix.cache.layers]  # type: ignore[arg-type]
+            layers=[_SharedLayer(layer, group, max_length) for layer in prefix.cache.layers]  # type: ignore[arg-type]
         )
-        self._show(group)
-
-    def _show(self, group: int) -> None:
-        """A completion sees its prompt and, of each step so far, its own column."""
-        own = torch.eye(group, dtype=torch.bool, device=self.prompt.device).repeat(1, self.max_length)
-        prompt = self.prompt[:, None, None].expand(-1, -1, group, -1)
-        seen = torch.cat([prompt, own.expand(len(prompt), 1, -1, -1)], dim=-1)
-        self.mask = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
-        self.mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
 
     def keep(self, rows: Tensor, columns: Tensor) -> None:
         """Keep some prompts, ``(p,)``, and of each some completions, ``(p, g)``."""
-        self.prompt, self.positions = self.prompt[rows], self.positions[..., rows, :]
+        self.mask, self.positions = self.mask[rows], self.positions[..., rows, :]
         for layer in self.cache.layers:
             layer.keep(rows, columns)  # type: ignore[attr-defined]
-        self._show(columns.shape[1])
 
     def advance(self, policy: GenerativeRMPolicy, tokens: Tensor) -> Tensor:
         """Write a token per completion, ``(p, g)``; returns states that predict the next, ``(p, g, D)``."""
@@ -148,7 +141,7 @@ class _GroupState:
         self.step += 1
         out = policy.model.model(
             input_ids=tokens,
-            attention_mask=self.mask[..., : self.prompt.shape[1] + self.step * tokens.shape[1]],
+            attention_mask=self.mask,
             position_ids=next_positions(self.positions, steps),
             past_key_values=self.cache,
             use_cache=True,
@@ -156,47 +149,32 @@ class _GroupState:
         return out.last_hidden_state
 
 
-class _RoomyLayer(DynamicLayer):
-    """A cache layer with room for all that will be written, so that a step copies nothing."""
+class _SharedLayer(DynamicLayer):
+    """A cache layer whose prompt exists once, with room for all that its completions will write."""
 
     def __init__(self, prompt: Any, group: int, max_length: int) -> None:
         super().__init__()
-        self.prompt, self.max_length = prompt.keys.shape[-2], max_length
-        self._make_room(prompt.keys, prompt.values, group)
         self.lazy_initialization(prompt.keys, prompt.values)
-        self._expose()
-
-    def _make_room(self, keys: Tensor, values: Tensor, group: int) -> None:
-        """Start with what is known; ``group`` columns will be written at a time."""
-        self.group, self.length = group, keys.shape[-2]
-        shape = (*keys.shape[:-2], self.prompt + group * self.max_length)
-        self.all_keys = keys.new_empty(*shape, keys.shape[-1])
-        self.all_values = values.new_empty(*shape, values.shape[-1])
-        self.all_keys[..., : self.length, :] = keys
-        self.all_values[..., : self.length, :] = values
+        self.keys, self.values, self.length = prompt.keys, prompt.values, 0
+        count, heads, _, width = prompt.keys.shape
+        self.own_keys = prompt.keys.new_empty(count, heads, group, max_length, width)
+        self.own_values = prompt.values.new_empty(count, heads, group, max_length, width)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write the new columns and return all so far."""
-        end = self.length + key_states.shape[-2]
-        self.all_keys[..., self.length : end, :] = key_states
-        self.all_values[..., self.length : end, :] = value_states
-        self.length = end
-        return self._expose()
+    ) -> tuple[Shared, Shared]:
+        """Write a token of each completion, ``(p, K, g, D)``; returns what each may see."""
+        self.own_keys[..., self.length, :] = key_states
+        self.own_values[..., self.length, :] = value_states
+        self.length += 1
+        return (
+            Shared(self.keys, self.own_keys[..., : self.length, :]),
+            Shared(self.values, self.own_values[..., : self.length, :]),
+        )
 
     def keep(self, rows: Tensor, columns: Tensor) -> None:
         """Keep some rows, ``(p,)``, and of each some of its completions, ``(p, g)``."""
-        kept = [self._kept(tensor, rows, columns) for tensor in self._expose()]
-        self._make_room(*kept, group=columns.shape[1])
-        self._expose()
-
-    def _kept(self, tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        prompt, written = tensor[rows].split([self.prompt, self.length - self.prompt], dim=-2)
-        steps = written.unflatten(-2, (-1, self.group))  # (p, heads, steps, G, D)
-        index = columns[:, None, None, :, None].expand(-1, *steps.shape[1:3], -1, steps.shape[-1])
-        return torch.cat([prompt, steps.gather(3, index).flatten(2, 3)], dim=-2)
-
-    def _expose(self) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = self.all_keys[..., : self.length, :], self.all_values[..., : self.length, :]
-        return self.keys, self.values
+        if len(rows) < len(self.keys):
+            self.keys, self.values = self.keys[rows], self.values[rows]
+        self.own_keys = self.own_keys[rows[:, None], :, columns].transpose(1, 2).contiguous()
+        self.own_values = self.own_values[rows[:, None], :, columns].transpose(1, 2).contiguous()
