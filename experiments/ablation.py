@@ -3,21 +3,27 @@
 python experiments/ablation.py [--seeds=[0,1,2]] [--outputs=outputs/ablation]
 
 What several variants share is trained once; what is finished is not done again. Results go to
-``<outputs>/ablation.json`` and ``<outputs>/ablation.html``.
+``<outputs>/ablation.json`` and ``<outputs>/ablation.html``; what a stage prints, to ``log.txt`` in its folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 from jsonargparse import auto_cli
 from tqdm import tqdm
 
@@ -116,6 +122,7 @@ def ablation(
     *,
     test_size: int = 400,
     voting_size: int = 160,
+    workers: int = 2,
     options: list[str] | None = None,
     results: str | None = "docs/results.md",
 ) -> Path:
@@ -126,6 +133,7 @@ def ablation(
         seeds: Seeds of data, order and sampling; by default 0, 1, 2.
         test_size: Held-out examples of the four multimodal tasks, each judged in both orders.
         voting_size: Of them, those on which MSRL votes, up to 16 times.
+        workers: Stages trained at the same time, each in a process that has its share of the cores.
         options: Further options for every stage, such as ``--trainer.max_steps=2``.
         results: A Markdown file in whose ablation section the tables are put; ``null`` for none.
 
@@ -135,54 +143,153 @@ def ablation(
     root, seeds = Path(outputs), [0, 1, 2] if seeds is None else seeds
     settings = {"test_size": test_size, "voting_size": voting_size, "options": options or []}
     refuse_other_settings(root, settings, option="--outputs")
+    work(
+        [job for node in nodes() for job in jobs(root, seeds, node, options or [], test_size, voting_size)],
+        workers,
+    )
     found: dict[str, dict[str, Any]] = {}
     for seed in seeds:
-        folder = root / f"seed{seed}"
         for name, node in VARIANTS.items():
-            print(f"\n##### seed {seed}: {name}", flush=True)
-            checkpoint = trained(folder, node, seed, options or [])
-            records = measured(folder / node.folder / "test.jsonl", node, checkpoint, test_size)
+            lines = (root / f"seed{seed}" / node.folder / "test.jsonl").read_text().splitlines()
+            records = [JudgementRecord.from_json(json.loads(line)) for line in lines]
             found.setdefault(name, {})[str(seed)] = summarise(records, seed=seed)
-        votes = voted(folder / FULL.folder / "votes.json", trained(folder, FULL, seed, []), voting_size)
-        found.setdefault("voting", {})[str(seed)] = votes
-        write_whole(root / "ablation.json", json.dumps(found, indent=1))
+        votes = root / f"seed{seed}" / FULL.folder / "votes.json"
+        found.setdefault("voting", {})[str(seed)] = json.loads(votes.read_text())
+    write_whole(root / "ablation.json", json.dumps(found, indent=1))
     return publish(root, found, Path(results) if results else None)
 
 
-def trained(folder: Path, node: Node, seed: int, options: list[str]) -> Path:
-    """The checkpoint of a node, trained first if need be, like all before it."""
-    start = "base" if node.after is None else str(trained(folder, node.after, seed, options))
-    place = folder / node.folder
-    train(place, node.stage, seed, [f"--start_from={start}", *node.options, *options])
-    checkpoint = newest(place, node.stage)
-    assert checkpoint is not None
-    return checkpoint
+def nodes() -> list[Node]:
+    """All that is trained, each after the one it starts from."""
+    found: dict[Node, None] = {}
+    for node in VARIANTS.values():
+        chain = [node]
+        while (before := chain[-1].after) is not None:
+            chain.append(before)
+        found.update(dict.fromkeys(reversed(chain)))
+    return list(found)
 
 
-def measured(path: Path, node: Node, checkpoint: Path, size: int) -> list[JudgementRecord]:
-    """Judgements of the test scenes, in both orders, from pixels."""
-    if not path.is_file():
-        examples = test_examples(list(TASK_TYPES[1:]), size, "test")
-        if node.stage == "discriminative":
-            model = DiscriminativeRM.load(GenerativeRMPolicy("tiny"), checkpoint)
-            records = list(model.judge(examples))
-        else:
-            records = list(asked(checkpoint, examples, Plan(style="compact", batch_size=32), temperature=0.0))
-        write_whole(path, "".join(json.dumps(record.to_json()) + "\n" for record in records))
-    return [JudgementRecord.from_json(json.loads(line)) for line in path.read_text().splitlines()]
+@dataclass(frozen=True)
+class Job:
+    """A node to train with a seed, and to measure if a variant ends there.
+
+    Attributes:
+        folder: Of the seed.
+        node: What is trained.
+        seed: Of data, order and sampling.
+        options: Further ones of the stage.
+        test_size: Test scenes to judge; 0 where no variant ends.
+        voting_size: Of them, those to vote on.
+    """
+
+    folder: Path
+    node: Node
+    seed: int
+    options: tuple[str, ...]
+    test_size: int
+    voting_size: int
+
+    @property
+    def place(self) -> Path:
+        """Where all of it goes."""
+        return self.folder / self.node.folder
+
+    @property
+    def log(self) -> Path:
+        """What it printed."""
+        return self.place / "log.txt"
+
+    def __str__(self) -> str:
+        return f"{self.folder.name}/{self.node.folder}"
+
+    def __call__(self) -> None:
+        """Train, then measure; what is there already is not done again."""
+        start = checkpoint(self.folder, self.node.after) if self.node.after else "base"
+        train(
+            self.place,
+            self.node.stage,
+            self.seed,
+            [f"--start_from={start}", *self.node.options, *self.options],
+        )
+        trained = checkpoint(self.folder, self.node)
+        if self.test_size and not (path := self.place / "test.jsonl").is_file():
+            judge(path, self.node, trained, self.test_size)
+        if self.voting_size and not (path := self.place / "votes.json").is_file():
+            vote(path, trained, self.voting_size)
 
 
-def voted(path: Path, checkpoint: Path, size: int) -> dict[str, float]:
+def jobs(
+    root: Path, seeds: Sequence[int], options: Sequence[str], test_size: int, voting_size: int
+) -> Iterator[Job]:
+    """All that is to do."""
+    for node, seed in product(nodes(), seeds):
+        test = test_size if node in VARIANTS.values() else 0
+        votes = voting_size if node == FULL else 0
+        yield Job(root / f"seed{seed}", node, seed, tuple(options), test, votes)
+
+
+def checkpoint(folder: Path, node: Node) -> Path:
+    """Of a trained node."""
+    path = newest(folder / node.folder, node.stage)
+    assert path is not None
+    return path
+
+
+def work(waiting: list[Job], workers: int) -> None:
+    """Do all jobs in so many processes, each after the one it starts from."""
+    running: dict[Future[None], Job] = {}
+    done: set[tuple[Path, Node | None]] = {(job.folder, None) for job in waiting}
+    threads = partial(torch.set_num_threads, max(1, (os.cpu_count() or 1) // workers))
+    with (
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), threads) as pool,
+        tqdm(total=len(waiting), desc="trained and measured", unit="stage") as bar,
+    ):
+        while waiting or running:
+            ready = [job for job in waiting if (job.folder, job.node.after) in done]
+            for job in ready[: workers - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(logged, job)] = job
+            bar.set_postfix_str(", ".join(map(str, running.values())))
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                if error := future.exception():
+                    pool.shutdown(cancel_futures=True)
+                    what = " ".join(str(error).split())
+                    raise ValueError(f"{job} failed: {what}; its output: {job.log}") from error
+                done.add((job.folder, job.node))
+                bar.update()
+
+
+def logged(job: Job) -> None:
+    """Do a job; all that it prints goes to its log."""
+    job.place.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a") as file:
+        os.dup2(file.fileno(), 1)  # the process has no other output
+        os.dup2(file.fileno(), 2)
+    job()
+
+
+def judge(path: Path, node: Node, trained: Path, size: int) -> None:
+    """Judge the test scenes, in both orders, from pixels."""
+    examples = test_examples(list(TASK_TYPES[1:]), size, "test")
+    if node.stage == "discriminative":
+        records = list(DiscriminativeRM.load(GenerativeRMPolicy("tiny"), trained).judge(examples))
+    else:
+        records = list(asked(trained, examples, Plan(style="compact", batch_size=32), temperature=0.0))
+    write_whole(path, "".join(json.dumps(record.to_json()) + "\n" for record in records))
+
+
+def vote(path: Path, trained: Path, size: int) -> None:
     """Accuracy of majority votes over the first samples of each question; a tie goes to the first sample."""
-    if not path.is_file():
-        examples = test_examples(list(TASK_TYPES[1:]), size, "test")
-        plan = Plan(style="compact", votes=max(VOTES), batch_size=8)
-        ballots: dict[tuple[str, str], list[Any]] = {}
-        for record in asked(checkpoint, examples, plan, temperature=1.0):
-            ballots.setdefault((record.id, record.order), []).append(record)
-        scores = {str(k): np.mean([verdict(b[:k]) == b[0].winner for b in ballots.values()]) for k in VOTES}
-        write_whole(path, json.dumps({k: float(score) for k, score in scores.items()}))
-    return json.loads(path.read_text())
+    examples = test_examples(list(TASK_TYPES[1:]), size, "test")
+    ballots: dict[tuple[str, str], list[Any]] = {}
+    for record in asked(
+        trained, examples, Plan(style="compact", votes=max(VOTES), batch_size=8), temperature=1.0
+    ):
+        ballots.setdefault((record.id, record.order), []).append(record)
+    scores = {str(k): np.mean([verdict(b[:k]) == b[0].winner for b in ballots.values()]) for k in VOTES}
+    write_whole(path, json.dumps({k: float(score) for k, score in scores.items()}))
 
 
 def verdict(ballot: list[JudgementRecord]) -> Any:

@@ -69,7 +69,14 @@ def test_a_tie_goes_to_the_first_sample(votes, expected) -> None:
 
 
 @pytest.mark.slow
-def test_a_small_ablation_from_start_to_page_and_again(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_failed_stage_says_where_to_look(tmp_path: Path) -> None:
+    job = ablation.Job(tmp_path / "seed0", Node("stage1", None, ("--data.batch_size=none",)), 0, (), 0, 0)
+    with pytest.raises(ValueError, match=r"seed0/stage1-\w+ failed: .*output: .*log\.txt"):
+        ablation.work([job], workers=1)
+
+
+@pytest.mark.slow
+def test_a_small_ablation_from_start_to_page_and_again(tmp_path: Path, monkeypatch) -> None:
     """Three variants of which two share a stage; the second run trains and judges nothing."""
     first = Node("stage1_sft", None, ("--data.batch_size=2", "--model.max_completion=8"))
     small = {
@@ -81,16 +88,15 @@ def test_a_small_ablation_from_start_to_page_and_again(tmp_path: Path, monkeypat
     }
     monkeypatch.setattr(ablation, "VARIANTS", small)
     monkeypatch.setattr(ablation, "FULL", small["MSRL"])
-    monkeypatch.setattr(ablation, "MAX_COMPLETION", 8)
-    monkeypatch.setattr(ablation, "VOTES", (1, 2))
     pages = []
     monkeypatch.setattr(ablation, "publish", lambda root, table, results: pages.append(table) or root)
     options = ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false", *UNSEEN]
     for _ in range(2):
         ablation.ablation(str(tmp_path), [0], test_size=4, voting_size=4, options=options, results=None)
-    out = capsys.readouterr().out
-    assert out.count("=== stage1_sft") == 1
-    assert out.count("done already") == 3 + 1 + 3 + 1 + 1  # shared once, then all of the second run
+    logs = {path.parent.name: path.read_text() for path in tmp_path.glob("seed0/*/log.txt")}
+    assert set(logs) == {node.folder for node in (first, *small.values())}  # what is shared, once
+    assert [log.count("=== ") for log in logs.values()] == [1, 1, 1]
+    assert [log.count("done already") for log in logs.values()] == [1, 1, 1]  # all of the second run
     assert pages[0] == pages[1] == json.loads((tmp_path / "ablation.json").read_text())
     assert set(pages[0]) == {*small, "voting"}
     with pytest.raises(ValueError, match="test_size 4 instead of 5"):
