@@ -3,7 +3,7 @@
 python experiments/ablation.py [--seeds=[0,1,2]] [--outputs=outputs/ablation]
 
 What several variants share is trained once; what is finished is not done again. Results go to
-``<outputs>/ablation.json`` and ``<outputs>/ablation.html``; what a stage prints, to ``log.txt`` in its folder.
+``<outputs>/ablation.json`` and ``<outputs>/ablation.html``; what a stage prints, to its ``log.txt``.
 """
 
 from __future__ import annotations
@@ -143,10 +143,7 @@ def ablation(
     root, seeds = Path(outputs), [0, 1, 2] if seeds is None else seeds
     settings = {"test_size": test_size, "voting_size": voting_size, "options": options or []}
     refuse_other_settings(root, settings, option="--outputs")
-    work(
-        [job for node in nodes() for job in jobs(root, seeds, node, options or [], test_size, voting_size)],
-        workers,
-    )
+    work(list(jobs(root, seeds, options or [], test_size, voting_size)), workers)
     found: dict[str, dict[str, Any]] = {}
     for seed in seeds:
         for name, node in VARIANTS.items():
