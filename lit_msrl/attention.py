@@ -57,8 +57,8 @@ def attend(
     Returns:
         ``(P, N, H, D)``.
     """
-    if isinstance(key, Shared):
-        return _attend_shared(query, key, value, attention_mask, scaling), None  # type: ignore[arg-type]
+    if isinstance(key, Shared) or isinstance(value, Shared):
+        return _attend_shared(query, key, value, attention_mask, scaling), None
     heads, shared = query.shape[1], query.shape[1] // key.shape[1]
     if isinstance(attention_mask, BlockMask):
         flex = flex_attention if query.device.type == "cpu" else _compiled_flex_attention()
@@ -75,10 +75,10 @@ def attend(
     ), None
 
 
-def _attend_shared(query: Tensor, key: Shared, value: Shared, mask: Tensor, scaling: float) -> Tensor:
+def _attend_shared(query: Tensor, key: Any, value: Any, mask: Any, scaling: float | None) -> Tensor:
     """A token of each completion, ``(P, H, G, D)``, sees its prompt and its own; returns ``(P, G, H, D)``."""
-    prompt = key.prompt.shape[-2]
-    grouped = query.unflatten(1, (key.prompt.shape[1], -1)).transpose(2, 3) * scaling  # (P, K, G, H/K, D)
+    prompt, scale = key.prompt.shape[-2], query.shape[-1] ** -0.5 if scaling is None else scaling
+    grouped = query.unflatten(1, (key.prompt.shape[1], -1)).transpose(2, 3) * scale  # (P, K, G, H/K, D)
     to_prompt = grouped.flatten(2, 3) @ key.prompt.mT + mask
     to_own = grouped @ key.own.mT
     scores = torch.cat([to_prompt.view(*grouped.shape[:-1], -1), to_own], dim=-1)

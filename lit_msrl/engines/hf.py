@@ -1,8 +1,8 @@
 """Sampling with the policy's own weights: the G completions of a prompt are G query positions of one row.
 
 The keys and values of a prompt, and its pictures, exist once; each step feeds one token of every completion
-of the group, and a mask lets it see the prompt and its own completion's columns only. Finished ones
-leave; the last long completion is written alone.
+of the group, which meets the keys of the prompt and of its own completion only. Finished ones leave; the last
+long completion is written alone.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class _SharedLayer(DynamicLayer):
     def __init__(self, prompt: Any, group: int, max_length: int) -> None:
         super().__init__()
         self.lazy_initialization(prompt.keys, prompt.values)
-        self.keys, self.values, self.length = prompt.keys, prompt.values, 0
+        self.prompt_keys, self.prompt_values, self.length = prompt.keys, prompt.values, 0
         count, heads, _, width = prompt.keys.shape
         self.own_keys = prompt.keys.new_empty(count, heads, group, max_length, width)
         self.own_values = prompt.values.new_empty(count, heads, group, max_length, width)
@@ -168,13 +168,17 @@ class _SharedLayer(DynamicLayer):
         self.own_values[..., self.length, :] = value_states
         self.length += 1
         return (
-            Shared(self.keys, self.own_keys[..., : self.length, :]),
-            Shared(self.values, self.own_values[..., : self.length, :]),
+            Shared(self.prompt_keys, self.own_keys[..., : self.length, :]),
+            Shared(self.prompt_values, self.own_values[..., : self.length, :]),
         )
+
+    def get_seq_length(self) -> int:
+        """Of a prompt and a completion."""
+        return self.prompt_keys.shape[-2] + self.length
 
     def keep(self, rows: Tensor, columns: Tensor) -> None:
         """Keep some rows, ``(p,)``, and of each some of its completions, ``(p, g)``."""
-        if len(rows) < len(self.keys):
-            self.keys, self.values = self.keys[rows], self.values[rows]
+        if len(rows) < len(self.prompt_keys):
+            self.prompt_keys, self.prompt_values = self.prompt_keys[rows], self.prompt_values[rows]
         self.own_keys = self.own_keys[rows[:, None], :, columns].transpose(1, 2).contiguous()
         self.own_values = self.own_values[rows[:, None], :, columns].transpose(1, 2).contiguous()
