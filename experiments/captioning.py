@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -212,7 +213,7 @@ class Captioning:
             task.cancel()
             return
         self.stop.set()
-        tqdm.write("stopping: waiting for what is under way (Ctrl-C again: not waiting)")
+        tqdm.write("stopping: waiting for what is under way (Ctrl-C again: not waiting)", file=sys.stderr)
 
     async def _work(self, requests: Iterator[Request], turn: asyncio.Lock) -> None:
         while batch := await self._take(requests, turn):

@@ -29,6 +29,7 @@ from lit_msrl.types import Media, PreferenceExample
 
 _TEMPLATES = {"full": "caption.jinja", "compact": "caption_compact.jinja"}
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|[。！？]")
+_TAG = re.compile(r"</?(?:type|caption|think|answer)>")  # a judge that captions may write them
 _FATAL = (openai.AuthenticationError, openai.NotFoundError)
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
 
@@ -244,9 +245,10 @@ def outcome(
         max_tokens: What ended it otherwise, for messages.
         tokens: Read and written.
     """
+    text = _TAG.sub(" ", text).strip()
     caption = shortened(text, max_words, ended=ended)
     if caption:
-        return Outcome(caption, "", *tokens, cut=caption != text.strip())
+        return Outcome(caption, "", *tokens, cut=caption != text)
     if ended:
         return Outcome("", "the answer holds no text", *tokens)
     return Outcome("", f"cut off at max_tokens={max_tokens} before a sentence was whole", *tokens)
