@@ -97,8 +97,8 @@ class Options:
     price_in: float = 0.0
     price_out: float = 0.0
     concurrency: int = 16
-    retries: int = 8
-    timeout: float = 300.0
+    retries: int = 6
+    timeout: float = 120.0
     batch_size: int = 8
     max_length: int = 8192
     device: str | None = None

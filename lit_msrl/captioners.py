@@ -3,7 +3,7 @@
 A caption is of a medium alone: the question asked about it is not shown, nor what was to be drawn. So one
 caption serves every preference in which the medium occurs, and holds nothing that only the answer would tell.
 Candidates of generation tasks, which are media that a model made, are described by the same words; these ask
-for visible flaws, too, as stage 2 judges such candidates by nothing but their captions (paper, section 3.2).
+for visible flaws, too, as stage 2 judges such candidates by nothing but their captions.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
@@ -311,6 +312,15 @@ def test_when_none_has_a_caption_the_run_ends_with_one_line(tmp_path: Path):
     without = CaptionPreferenceDataModule(source, batch_size=1)
     with pytest.raises(ValueError, match="has no captions; experiments/caption.py writes some"):
         next(iter(without.train_dataloader()))
+
+
+@pytest.mark.parametrize(("said", "count"), [("{0}", 1), ("[{0}, {0}]", 2)])
+def test_the_command_line_takes_one_file_or_several(tmp_path: Path, said, count):
+    file = jsonl(tmp_path / "c.jsonl", {"media": "a", "caption": "x"})
+    parser = ArgumentParser()
+    parser.add_class_arguments(CaptionPreferenceDataModule, "data")
+    data = parser.instantiate(parser.parse_args([f"--data.captions={said.format(file)}"])).data
+    assert data.captions.files == [file] * count
 
 
 def test_other_captions_are_other_data(tmp_path: Path):
