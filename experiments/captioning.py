@@ -232,8 +232,6 @@ class Captioning:
     async def _take(self, requests: Iterator[Request], turn: asyncio.Lock) -> list[Request]:
         """The next few; reading and hashing go on beside the requests, one reader at a time."""
         async with turn:
-            if self.stop.is_set():
-                return []
             return await asyncio.to_thread(lambda: list(islice(requests, self.captioner.together)))
 
     def _decoded(self, request: Request) -> Media | str:
