@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data_modules.cache import MediaCache
+from data_modules.captions import Captions
 from data_modules.media import Decoder
 from data_modules.order import Order, ShuffledSource, State
 from data_modules.sources import Source
@@ -37,6 +38,8 @@ class PreferenceDataModule(LightningDataModule):
         max_seconds: Longer clips are refused.
         urls: Hosts from which media may be read; by default none.
         cache: Where decoded frames are kept from epoch to epoch; by default nowhere.
+        captions: Files of ``experiments/caption.py``, joined by the media's content to examples that have no
+            captions; an example that finds none is left out and counted.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class PreferenceDataModule(LightningDataModule):
         max_seconds: float = 600.0,
         urls: Urls | None = None,
         cache: MediaCache | None = None,
+        captions: list[str] | str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -64,6 +68,7 @@ class PreferenceDataModule(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.shuffle_buffer, self.seed = shuffle_buffer, seed
         self.decoder = Decoder(num_frames, max_pixels, max_seconds=max_seconds, urls=urls, cache=cache)
+        self.captions = Captions(captions, urls) if captions else None
         self.budget: Budget | None = None
         self._loader: ResumableLoader | None = None
         self._resume: State | None = None
@@ -80,7 +85,8 @@ class PreferenceDataModule(LightningDataModule):
 
     def describe(self) -> str:
         """What is trained on; a checkpoint can be resumed only on the same."""
-        return self._require(self.train, "train").describe()
+        joined = f", {self.captions.describe()}" if self.captions else ""
+        return self._require(self.train, "train").describe() + joined
 
     def setup(self, stage: str) -> None:
         """A new run begins at the start; a checkpoint's position is restored after this."""
@@ -89,7 +95,7 @@ class PreferenceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Full batches, shuffled; goes on from a checkpoint."""
-        gate = Gate(self.budget)
+        gate = Gate(self.budget, self.captions)
         stream = self._stream(self.train_order(gate), gate, drop_last=True)
         self._loader = ResumableLoader(stream, num_workers=self.num_workers, confirm=self.trainer is not None)
         if self._resume is not None:
@@ -100,17 +106,17 @@ class PreferenceDataModule(LightningDataModule):
         """All examples in the source's order; the last batch may be smaller. Empty without ``validation``."""
         if self.validation is None:
             return []
-        gate = Gate(self.budget)
+        gate = Gate(self.budget, self.captions)
         order = partial(ShuffledSource, self.validation, block=0, prepare=partial(gate.admit, self.check))
         stream = self._stream(order, gate, drop_last=False)
         return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
 
     def distillation_batches(self) -> StatefulDataLoader:
         """Every training example of this rank once, media not decoded: what CMKD judges from captions."""
-        gate = Gate(self.budget)
+        gate = Gate(self.budget, self.captions)
         source, prepare = self._require(self.train, "train"), partial(gate.admit, self.check)
         order = partial(ShuffledSource, source, block=0, prepare=prepare)
-        stream = self._stream(order, Gate(), drop_last=False, decode=_as_is)
+        stream = self._stream(order, gate, drop_last=False, decode=_as_is)
         return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -151,6 +157,7 @@ class PreferenceDataModule(LightningDataModule):
             batch_size=self.batch_size,
             decode=decode or self.decoder.example,
             gate=gate,
+            fit=decode is None,
             rank=replicas.get("rank", 0),
             world_size=replicas.get("num_replicas", 1),
             drop_last=drop_last,

@@ -12,6 +12,7 @@ from data_modules.replay import Replay, check_ratio
 from data_modules.sources import Source
 from data_modules.stream import Gate
 from data_modules.text import TextPreferenceDataModule
+from data_modules.urls import Urls
 from lit_msrl.types import PreferenceExample
 
 
@@ -28,6 +29,9 @@ class CaptionPreferenceDataModule(PreferenceDataModule):
         num_workers: Processes that read and decode.
         shuffle_buffer: Examples shuffled together; 0 keeps the source's order.
         seed: Seed of the training order.
+        captions: Files of ``experiments/caption.py``, joined by the media's content to examples that have no
+            captions; an example that finds none is left out and counted.
+        urls: Hosts from which media may be read to be joined; by default none.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class CaptionPreferenceDataModule(PreferenceDataModule):
         num_workers: int = 0,
         shuffle_buffer: int = 1000,
         seed: int = 0,
+        captions: list[str] | str | None = None,
+        urls: Urls | None = None,
     ) -> None:
         super().__init__(
             train,
@@ -49,6 +55,8 @@ class CaptionPreferenceDataModule(PreferenceDataModule):
             num_workers=num_workers,
             shuffle_buffer=shuffle_buffer,
             seed=seed,
+            captions=captions,
+            urls=urls,
         )
         if replay is not None:
             replay.check()
@@ -64,7 +72,8 @@ class CaptionPreferenceDataModule(PreferenceDataModule):
         """
         if not example.captions:
             raise ValueError(
-                f"example {example.id!r} of {example.source!r} ({example.task_type}) has no captions"
+                f"example {example.id!r} of {example.source!r} ({example.task_type}) has no captions;"
+                " experiments/caption.py writes some, to be named by --data.captions"
             )
         return replace(example, media=())
 

@@ -7,6 +7,8 @@ import io
 import re
 from pathlib import Path
 
+from PIL import Image
+
 from data_modules import archives
 from data_modules.urls import UrlError, Urls, is_url
 from lit_msrl.types import Media
@@ -100,17 +102,27 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 
 def content_hash(media: Media, *, max_bytes: int = 512 * 1024 * 1024, urls: Urls | None = None) -> str:
-    """A name for what a picture or clip shows, wherever it lies: a hash of its bytes (of its frames' files).
+    """A name for what a picture or clip shows, wherever it lies and whatever it is called.
+
+    Hashed are the encoded bytes, whole and as they are: those of the file, of the archive's member
+    (unpacked), of the table's cell, or of what an address gives. So the same photo has the same hash in a
+    folder, a zip, a Parquet column and on the web; the same photo saved anew, or with other metadata, has
+    another. A clip that comes as frames has the hash of all of its frames' files in their order, however many
+    are shown later. Only media that come as pixels are hashed as pixels.
 
     Raises:
         MediaError: It cannot be read.
-        TypeError: It is decoded already.
     """
     files = frame_files(media)
-    sources = files if files is not None else (media.source,)
-    if not all(isinstance(source, str | bytes) for source in sources):
-        raise TypeError("decoded media have no content hash; take it before they are decoded")
-    return digest([load(source, max_bytes=max_bytes, urls=urls) for source in sources])  # type: ignore[arg-type]
+    sources = files if files is not None else media.source
+    sources = sources if isinstance(sources, tuple) else (sources,)
+    return digest([_content(source, max_bytes, urls) for source in sources])
+
+
+def _content(source: str | bytes | Image.Image, max_bytes: int, urls: Urls | None) -> Content:
+    if isinstance(source, Image.Image):
+        return io.BytesIO(f"{source.mode} {source.size}".encode() + source.tobytes())
+    return load(source, max_bytes=max_bytes, urls=urls)
 
 
 def digest(contents: list[Content]) -> str:

@@ -1,4 +1,4 @@
-"""What the media budget did, in the curves and once per epoch in words."""
+"""What the media budget and the captions did, in the curves and once per epoch in words."""
 
 from __future__ import annotations
 
@@ -14,25 +14,34 @@ class _Count:
     """What was left out and what was shrunk, in one pass over the data."""
 
     def __init__(self) -> None:
-        self.dropped = self.shrunk = 0
+        self.dropped = self.uncaptioned = self.shrunk = 0
+
+    @property
+    def left_out(self) -> int:
+        """For either reason."""
+        return self.dropped + self.uncaptioned
 
     def add(self, batch: Any) -> None:
         """Add a batch; what was dropped before it, every rank and worker knows alike."""
         if isinstance(batch, Batch):
             self.dropped = max(self.dropped, batch.dropped)
+            self.uncaptioned = max(self.uncaptioned, batch.uncaptioned)
             self.shrunk += batch.shrunk
 
     def say(self, what: str) -> None:
         """A line, if there is something to say."""
-        if self.dropped or self.shrunk:
-            rank_zero_info(
-                f"{what}: {self.dropped} examples left out, too long for max_length even with the least"
-                f" media; {self.shrunk} shown with smaller pictures or fewer frames"
-            )
+        counts = {
+            "examples left out, too long for max_length even with the least media": self.dropped,
+            "examples left out, whose media have no caption": self.uncaptioned,
+            "shown with smaller pictures or fewer frames": self.shrunk,
+        }
+        said = [f"{count} {happened}" for happened, count in counts.items() if count]
+        if said:
+            rank_zero_info(f"{what}: {'; '.join(said)}")
 
 
 class DataReport(Callback):
-    """Counts examples left out, or shown with less of their media, to fit ``max_length``."""
+    """Counts examples left out, too long or without captions, or shown with less of their media."""
 
     def __init__(self) -> None:
         self.training, self.validation = _Count(), _Count()
@@ -46,7 +55,7 @@ class DataReport(Callback):
     ) -> None:
         """Add a batch, and log."""
         self.training.add(batch)
-        pl_module.log("data/dropped", float(self.training.dropped))
+        pl_module.log("data/dropped", float(self.training.left_out))
         pl_module.log("data/shrunk", float(self.training.shrunk))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

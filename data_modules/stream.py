@@ -9,6 +9,7 @@ from typing import Protocol
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from data_modules.captions import Captions
 from data_modules.order import Order, State
 from lit_msrl.types import PreferenceExample
 
@@ -24,14 +25,21 @@ class Batch:
         examples: The examples, media decoded.
         state: The position in the stream after this batch.
         dropped: Examples left out since the loader began, because they cannot be made short enough.
+        uncaptioned: Examples left out since the loader began, because there is no caption of their media.
         shrunk: Examples of this batch that show less of their media than there is.
     """
 
     def __init__(
-        self, examples: list[PreferenceExample], state: State, *, dropped: int = 0, shrunk: int = 0
+        self,
+        examples: list[PreferenceExample],
+        state: State,
+        *,
+        dropped: int = 0,
+        uncaptioned: int = 0,
+        shrunk: int = 0,
     ) -> None:
         self.examples, self.state = examples, state
-        self.dropped, self.shrunk = dropped, shrunk
+        self.dropped, self.uncaptioned, self.shrunk = dropped, uncaptioned, shrunk
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -56,32 +64,52 @@ class Budget(Protocol):
 
 
 class Gate:
-    """What of a source passes into a stream: what its data module accepts, and what the budget does.
+    """What of a source passes into a stream: what is captioned, fits the data module and fits the budget.
 
     Args:
-        budget: Without one everything passes.
+        budget: Without one everything is short enough.
+        captions: Joined to examples that have media and no captions; what finds none does not pass.
     """
 
-    def __init__(self, budget: Budget | None = None) -> None:
-        self.budget, self.dropped, self.first = budget, 0, ""
+    def __init__(self, budget: Budget | None = None, captions: Captions | None = None) -> None:
+        self.budget, self.captions = budget, captions
+        self.begin()
+
+    def begin(self) -> None:
+        """Count anew what does not pass."""
+        self.dropped = self.uncaptioned = 0
+        self._first: dict[str, str] = {}
 
     def admit(self, check: Check, example: PreferenceExample) -> PreferenceExample | None:
-        """The example as the data module takes it; ``None`` if it cannot be made short enough."""
-        example = check(example)
+        """The example as the data module takes it; ``None`` if it does not pass."""
+        joined = example if self.captions is None else self.captions.join(example)
+        if joined is None:
+            self._first.setdefault("uncaptioned", f"example {example.id!r} of {example.source!r}")
+            self.uncaptioned += 1
+            return None
+        example = check(joined)
         if self.budget is None or self.budget.admits(example):
             return example
-        self.first = self.first if self.dropped else f"example {example.id!r} of {example.source!r}"
+        self._first.setdefault("dropped", f"example {example.id!r} of {example.source!r}")
         self.dropped += 1
         return None
 
     def explain(self) -> str:
-        """What was left out, as the end of a sentence; empty if nothing was."""
-        if not self.dropped:
-            return ""
-        return (
-            f"; {self.dropped} were left out, whose prompts are too long with the least media, {self.first}"
-            " first (raise model.policy.max_length, which holds prompt and completion)"
-        )
+        """What did not pass, as the end of a sentence; empty if everything did."""
+        said = ""
+        if self.dropped:
+            said += (
+                f"; {self.dropped} were left out, whose prompts are too long with the least media,"
+                f" {self._first['dropped']} first (raise model.policy.max_length, which holds prompt and"
+                " completion)"
+            )
+        if self.uncaptioned:
+            files = ", ".join(self.captions.files) if self.captions else ""
+            said += (
+                f"; {self.uncaptioned} were left out, whose media have no caption in {files},"
+                f" {self._first['uncaptioned']} first (run experiments/caption.py on the same data)"
+            )
+        return said
 
     def fit(self, example: PreferenceExample) -> PreferenceExample:
         """A decoded example within the budget."""
@@ -99,6 +127,7 @@ class BatchStream(IterableDataset[Batch]):
         batch_size: Examples of one batch, on one rank.
         decode: Applied to the examples of this rank and worker only (media); they are then fitted.
         gate: What the order was opened with.
+        fit: Fit decoded examples into the gate's budget.
         rank: This rank.
         world_size: Ranks that see different data.
         drop_last: Leave out what does not fill a batch on every rank.
@@ -111,28 +140,30 @@ class BatchStream(IterableDataset[Batch]):
         batch_size: int,
         decode: Check,
         gate: Gate | None = None,
+        fit: bool = True,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
     ) -> None:
         self.order, self.decode, self.drop_last = order, decode, drop_last
-        self.gate = gate or Gate()
+        self.gate, self.fit = gate or Gate(), fit
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.start: State | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        self.gate.dropped = 0
+        self.gate.begin()
         for number, (share, state) in enumerate(self._shares()):
             if number % workers == worker:
                 yield self._batch(share, state)
 
     def _batch(self, share: list[PreferenceExample], state: State) -> Batch:
         decoded = [self.decode(example) for example in share]
-        fitted = [self.gate.fit(example) for example in decoded]
+        fitted = [self.gate.fit(example) for example in decoded] if self.fit else decoded
         shrunk = sum(before is not after for before, after in zip(decoded, fitted, strict=True))
-        return Batch(fitted, state, dropped=self.gate.dropped, shrunk=shrunk)
+        dropped, uncaptioned = self.gate.dropped, self.gate.uncaptioned
+        return Batch(fitted, state, dropped=dropped, uncaptioned=uncaptioned, shrunk=shrunk)
 
     def _shares(self) -> Iterator[tuple[list[PreferenceExample], State]]:
         """This rank's part of each global batch, and the position after it.
@@ -143,9 +174,10 @@ class BatchStream(IterableDataset[Batch]):
         if self.start is not None:
             order.load_state_dict(self.start)
         share = self._take(order)
-        if not share and self.start is None and (self.drop_last or self.gate.dropped):
+        if not share and self.start is None and (self.drop_last or self.gate.explain()):
+            kind = "training" if self.drop_last or not self.fit else "validation"
             raise ValueError(
-                f"the {'training' if self.drop_last else 'validation'} data hold fewer examples than one step"
+                f"the {kind} data hold fewer examples than one step"
                 f" takes: batch_size {self.batch_size} x {self.world_size} ranks{self.gate.explain()}"
             )
         while share:

@@ -15,7 +15,7 @@ from lit_msrl.types import PreferenceExample
 
 Size = tuple[int, int]
 CountTokens = Callable[[PreferenceExample, Sequence[Sequence[Size]]], int]
-Check = Callable[[PreferenceExample], PreferenceExample]
+Check = Callable[[PreferenceExample], PreferenceExample | None]
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Survey:
         groups: By dataset and task.
         refused: What is wrong with rows that do not fit, one line each.
         unreadable: What is wrong with media, one line each.
+        uncaptioned: Examples whose media have no caption in the files of captions.
         left_out: Rows read, examples kept, ties, as the source counts them.
         ids: How often each id occurs.
         longest: The longest prompts: tokens and id.
@@ -62,6 +63,7 @@ class Survey:
     groups: dict[tuple[str, str], Group] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    uncaptioned: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     ids: Counter[str] = field(default_factory=Counter)
     longest: list[tuple[int, str]] = field(default_factory=list)
@@ -98,7 +100,7 @@ def survey(
 
     Args:
         source: The source.
-        check: What the data module accepts.
+        check: What the data module accepts; ``None`` if there is no caption.
         decoder: Whose bounds hold for media; of these only headers are read.
         tokens: Counts an example's tokens.
         rows: Stop after so many examples.
@@ -106,12 +108,19 @@ def survey(
     found = Survey()
     for example in islice(source.examples(found.refused.append), rows):
         try:
-            example = check(example)
+            checked = check(example)
+        except MediaError as error:
+            found.unreadable.append(str(error))
+            continue
         except ValueError as error:
             found.refused.append(str(error))
             continue
-        found.add(example, _tokens(example, decoder, tokens, found.unreadable))
-    found.ended = rows is None or found.examples + len(found.refused) < rows
+        if checked is None:
+            found.uncaptioned += 1
+            continue
+        found.add(checked, _tokens(checked, decoder, tokens, found.unreadable))
+    looked_at = found.examples + len(found.refused) + len(found.unreadable) + found.uncaptioned
+    found.ended = rows is None or looked_at < rows
     found.left_out = source.counted()
     return found
 

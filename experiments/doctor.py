@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_modules import CaptionPreferenceDataModule, Source, TextPreferenceDataModule
+from data_modules.captions import Captions
 from data_modules.contamination import NearDuplicate, near_duplicates
 from data_modules.files import read_rows
 from data_modules.survey import Check, Group, Survey, survey
@@ -90,12 +91,16 @@ class Doctor:
     def survey(self, source: Source, role: str) -> Survey:
         """Look through a source and note what is wrong with it."""
         accept = TextPreferenceDataModule.check if role == "replay" else self.data.check
-        check = partial(_complete, accept, NEEDS.get(self.settings.stage, ()) if role == "train" else ())
+        needs = NEEDS.get(self.settings.stage, ()) if role == "train" else ()
+        check = partial(_complete, accept, needs, self.data.captions)
         rows, decoder = self.options.rows or None, self.data.decoder
         found = survey(source, check=check, decoder=decoder, tokens=self.budget.tokens, rows=rows)
         for kind, lines in (("rows do not fit", found.refused), ("media cannot be read", found.unreadable)):
             if lines:
                 self.problems.append(f"{role}: {len(lines)} {kind}: " + "; ".join(lines[:SHOWN]))
+        looked_at = found.examples + found.uncaptioned
+        if found.uncaptioned > looked_at / 10:
+            self.problems.append(f"{role}: {found.uncaptioned} of {looked_at} rows have no caption")
         size = self.data.batch_size
         if found.examples < size and role != "validation":
             self.problems.append(f"{role}: {found.examples} examples do not fill a batch of {size}")
@@ -119,6 +124,7 @@ class Doctor:
             rows = f" of {found.left_out['rows']} rows" if found.left_out["rows"] else ""
             ties = f", {found.left_out['ties']} ties left out" if found.left_out["ties"] else ""
             bad = f", {len(found.refused)} refused, {len(found.unreadable)} media unreadable"
+            bad += f", {found.uncaptioned} without captions (left out)" if self.data.captions else ""
             self.say(f"{role}: {part}{rows}{ties}{bad}")
 
     def show_prompts(self, surveys: dict[str, Survey]) -> None:
@@ -185,9 +191,15 @@ class Doctor:
         )
 
 
-def _complete(accept: Check, needs: Sequence[str], example: PreferenceExample) -> PreferenceExample:
-    """What the data module accepts and the stage can learn from."""
-    example = accept(example)
+def _complete(
+    accept: Check, needs: Sequence[str], captions: Captions | None, example: PreferenceExample
+) -> PreferenceExample | None:
+    """What the data module accepts and the stage can learn from; ``None`` if there is no caption of it."""
+    joined = example if captions is None else captions.join(example)
+    accepted = joined and accept(joined)
+    if accepted is None:
+        return None
+    example = accepted
     parts = {"rationale": example.rationale, "captions": example.captions}
     missing = [name for name in needs if not parts[name]]
     if missing:

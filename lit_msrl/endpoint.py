@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import openai
@@ -64,8 +64,17 @@ class Endpoint:
 
     @cached_property
     def _client(self) -> openai.OpenAI:
+        return openai.OpenAI(**self.connection())
+
+    def connection(self) -> dict[str, Any]:
+        """Arguments of the client; between tries it waits ever longer, or as it is told (Retry-After)."""
         key = os.environ.get("OPENAI_API_KEY") or "none"  # servers on localhost want none
-        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout)
+        return {
+            "base_url": self.url,
+            "api_key": key,
+            "max_retries": self.retries,
+            "timeout": self.timeout,
+        }
 
     def complete(
         self, messages: Sequence[dict[str, Any]], *, max_tokens: int, temperature: float | None
@@ -89,7 +98,7 @@ class Endpoint:
             for future in as_completed(asked):
                 yield asked[future], future.result()
         except openai.OpenAIError as error:
-            raise ValueError(f"endpoint {self.url}: {_reason(error)}") from error
+            raise ValueError(f"endpoint {self.url}: {reason(error)}") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -109,26 +118,32 @@ class Endpoint:
         return Reply(text or "", answer.usage.completion_tokens if answer.usage else None)
 
 
-def message(text: str, media: Sequence[Media]) -> dict[str, Any]:
+def message(text: str, media: Sequence[Media], encoding: Literal["PNG", "JPEG"] = "PNG") -> dict[str, Any]:
     """A user turn of the chat API; every media mark becomes its pictures (a clip is a row of them)."""
     content: list[dict[str, Any]] = []
     left = iter(media)
     for i, piece in enumerate(text.split(MEDIA_MARK)):
         if i:
-            content += [{"type": "image_url", "image_url": {"url": _data_url(f)}} for f in next(left).frames]
+            urls = [_data_url(frame, encoding) for frame in next(left).frames]
+            content += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         if piece.strip():
             content.append({"type": "text", "text": piece.strip()})
     return {"role": "user", "content": content if media else text}
 
 
-def _data_url(frame: Image.Image) -> str:
+def _data_url(frame: Image.Image, encoding: Literal["PNG", "JPEG"]) -> str:
     buffer = io.BytesIO()
-    frame.convert("RGB").save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    frame.convert("RGB").save(buffer, encoding, **({"quality": 95} if encoding == "JPEG" else {}))
+    return f"data:image/{encoding.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _reason(error: openai.OpenAIError) -> str:
-    """Why, without what was asked: a request's body is long and its headers hold the key."""
+def reason(error: openai.OpenAIError) -> str:
+    """Why, without what was asked (its body is long), and without the key, which some servers repeat."""
+    said, key = _said(error), os.environ.get("OPENAI_API_KEY")
+    return said.replace(key, "***") if key else said
+
+
+def _said(error: openai.OpenAIError) -> str:
     if isinstance(error, openai.APITimeoutError):
         return "no answer in time; is it overloaded?"
     if isinstance(error, openai.APIConnectionError):

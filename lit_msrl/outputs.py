@@ -1,7 +1,8 @@
-"""Files of a run that are there whole or not at all, and folders that hold one run only."""
+"""Files that are there whole or not at all, or grow line by line; folders that hold one run only."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -39,3 +40,59 @@ def refuse_other_settings(folder: Path, settings: dict[str, Any], *, option: str
             f"{folder} holds a run with {differences}; choose another {option} or remove the folder"
         )
     write_whole(path, json.dumps(settings, indent=2) + "\n")
+
+
+class Journal:
+    """A JSONL file that grows by one record at a time, each on the disk before the next is written.
+
+    Whatever kills the process, what was appended stays. A last line that was broken off is removed when the
+    file is opened again. One process has it open at a time.
+
+    Args:
+        path: The file; made, with its folder, if it is missing.
+
+    Raises:
+        ValueError: Another process has it open, or a line is not JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._file = path, path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.records = self._read(path)
+        except BlockingIOError as error:
+            self.close()
+            raise ValueError(f"{path}: another process is writing it") from error
+        except ValueError:
+            self.close()
+            raise
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        self._file.truncate(whole)
+        lines = content[:whole].decode(errors="replace").split("\n")[:-1]
+        return [_parse(line, f"{path} row {number}") for number, line in enumerate(lines, start=1)]
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a record."""
+        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.records.append(record)
+
+    def close(self) -> None:
+        """Let others have it."""
+        self._file.close()
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: is {type(record).__name__}, not an object with fields")
+    return record

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +11,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answering = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
+from PIL import Image
+
+Answer = tuple[int, dict[str, Any]] | tuple[int, dict[str, Any], dict[str, str]]  # perhaps with headers
+Answering = Callable[[dict[str, Any]], Answer]  # hangs up if it raises a ConnectionError
 
 
 def said(text: str, tokens: int = 5) -> tuple[int, dict[str, Any]]:
@@ -55,13 +60,20 @@ def serving(answer: Answering) -> Iterator[Server]:
             with lock:
                 server.requests.append(body)
                 server.headers.append({name.lower(): value for name, value in self.headers.items()})
-            status, content = answer(body)
-            with lock:
-                server.at_once -= 1
+            try:
+                status, content, *headers = answer(body)
+            except ConnectionError:
+                self.close_connection = True
+                return
+            finally:
+                with lock:
+                    server.at_once -= 1
             payload = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(payload)))
+            for name, value in (headers[0] if headers else {}).items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(payload)
 
@@ -78,6 +90,13 @@ def serving(answer: Answering) -> Iterator[Server]:
         http.shutdown()
         thread.join()
         http.server_close()
+
+
+def pictures_of(request: dict[str, Any]) -> list[Image.Image]:
+    """The pictures that a request shows."""
+    parts = [part for part in request["messages"][0]["content"] if part["type"] == "image_url"]
+    urls = [part["image_url"]["url"] for part in parts]
+    return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB") for url in urls]
 
 
 def text_of(request: dict[str, Any]) -> str:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data_modules.content import content_hash
 from experiments.doctor import main
 from experiments.settings import budget_of, policy_of, read_settings
 from lit_msrl.cli import run
 from lit_msrl.memory import Load, memory
 from lit_msrl.policy import GenerativeRMPolicy
+from lit_msrl.types import Media
 from tests.experiments.made import REALDATA, STAGES, write_rows
 
 ALONE = ["data.validation=null"]
@@ -63,6 +65,26 @@ def test_what_is_planted_is_found(tmp_path: Path, capsys):
     assert "9 training prompts are in" in said[4]
     assert "row 2" in said[4]
     assert "GiB of memory are needed, 0.0 are there" in said[5]
+
+
+@pytest.mark.parametrize("stage", ["stage2", "cmkd"])
+def test_rows_without_captions_are_counted(stage, tmp_path: Path, capsys):
+    rows = []
+    for i in range(40):
+        Image.new("RGB", (64, 64), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        rows.append({**TEXT, "id": str(i), "image": f"{i}.png"})
+    path = write_rows(tmp_path / "mine.jsonl", *rows)
+    known = [content_hash(Media("image", str(tmp_path / f"{i}.png"))) for i in range(40)]
+    few = write_rows(tmp_path / "few.jsonl", *({"media": key, "caption": "a cat"} for key in known[:32]))
+    most = write_rows(tmp_path / "most.jsonl", *({"media": key, "caption": "a cat"} for key in known[:36]))
+    options = [f"stage={stage}", *data(path), *ALONE, "data.batch_size=5"]
+    assert examine(*options, f"data.captions={most}") == 0
+    assert "train: all of 40 rows, 0 refused, 0 media unreadable, 4 without captions (left out)" in (
+        capsys.readouterr().out
+    )
+    assert examine(*options, f"data.captions={few}") == 1
+    (said,) = problems(capsys)
+    assert "train: 8 of 40 rows have no caption" in said
 
 
 def test_long_prompts_are_counted_against_the_limit(tmp_path: Path, capsys):
