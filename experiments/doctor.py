@@ -23,17 +23,17 @@ from data_modules.contamination import NearDuplicate, near_duplicates
 from data_modules.files import read_rows
 from data_modules.survey import Check, Group, Survey, survey
 from experiments.settings import (
-    GIB,
     STAGES,
     Settings,
     budget_of,
     device_gib,
-    needs_reference,
     policy_of,
     read_settings,
 )
 from lit_msrl.cli import run
-from lit_msrl.memory import Load, checkpoint_bytes, memory
+from lit_msrl.footprint import ModelSize, Step, estimate, trained_weights
+from lit_msrl.plan import GIB, show
+from lit_msrl.sizes import Lengths, adapter_rank, device_count, read_step, size_of
 from lit_msrl.types import PreferenceExample
 
 SHOWN = 5  # lines of a kind that are spelled out
@@ -48,6 +48,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=2000, help="examples looked at per source; 0 for all")
     parser.add_argument("--against", action="append", default=[], help="a benchmark's FILE:COLUMN of prompts")
     parser.add_argument("--gib", type=float, help="memory of the device it will run on, in GiB")
+    parser.add_argument("--devices", type=int, help="all GPUs of all nodes (default: as the trainer says)")
     options, rest = parser.parse_known_args(args)
     return Doctor(read_settings(rest, options.stage), options).examine()
 
@@ -57,6 +58,9 @@ class Doctor:
 
     def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
         self.settings, self.options, self.data = settings, options, settings.data
+        batch = {"batch_size": settings.data.batch_size}
+        self.config = {"model": settings.model, "data": batch, "trainer": settings.trainer}
+        self.devices = options.devices or device_count(settings.trainer)
         self.policy = policy_of(settings.model)
         self.budget = budget_of(self.policy, settings.model)
         self.console = Console(highlight=False)
@@ -154,35 +158,31 @@ class Doctor:
             self.problems.append(f"{len(telling)} training prompts are in {benchmark}: {listed}")
 
     def show_memory(self, longest: int) -> None:
-        """Memory on a rank, and disk."""
-        needed = memory(self.policy, list(self.settings.model["learning_rates"]), self.load(longest))
-        table = _table("Memory of a rank, nothing sharded", "for", "GiB")
-        for purpose, size in [*needed.items(), ("all", sum(needed.values()))]:
-            table.add_row(purpose, f"{size / GIB:.2f}")
-        self.console.print(table)
-        total, there = sum(needed.values()) / GIB, self.options.gib or device_gib(self.settings.trainer)
-        if there and total > there:
-            self.problems.append(f"about {total:.1f} GiB of memory are needed, {there:.1f} are there")
+        """Memory of a device (``lit_msrl.plan``), and disk."""
+        size = size_of(self.policy.model, adapter_rank(self.config))
+        lengths = Lengths(min(longest, self.budget.limit) or None, devices=self.devices)
+        step = read_step(self.config, lengths)
+        memory, gib = estimate(size, step), self.options.gib or device_gib(self.settings.trainer)
+        show(self.console, size, step, memory, gib * GIB)
+        if gib and not memory.fits(gib * GIB):
+            self.problems.append(
+                f"about {memory.peak / GIB:.1f} GiB of memory are needed, {gib:.1f} are there"
+            )
         cache = self.data.decoder.cache
-        disk = (checkpoint_bytes(needed) + (cache.max_bytes if cache else 0)) / GIB
+        written = self.settings.checkpoints + 1  # the oldest goes when the newest is there
+        disk = (written * checkpoint_bytes(size, step) + (cache.max_bytes if cache else 0)) / GIB
         folder = self.settings.outputs
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free / GIB
         self.say(f"disk: {disk:.2f} GiB needed for checkpoints and cache, {free:.1f} free")
         if disk > free:
             self.problems.append(f"{disk:.1f} GiB of disk are needed under {folder}, {free:.1f} are free")
 
-    def load(self, longest: int) -> Load:
-        """What a step holds at a time."""
-        model = self.settings.model
-        prompts = self.data.batch_size * (2 if model.get("both_orders") else 1)
-        return Load(
-            prompts=prompts,
-            micro_batch=min(model.get("micro_batch_size", prompts), prompts),
-            group=model.get("group_size", 1),
-            prompt_tokens=min(longest, self.budget.limit),
-            completion_tokens=model.get("max_completion", 0),
-            reference=needs_reference(model) and not self.policy.adapted,
-        )
+
+def checkpoint_bytes(size: ModelSize, step: Step) -> float:
+    """What a checkpoint holds: weights and optimizer; with adapters only what trains."""
+    trained = trained_weights(size, step)
+    weights = 4.0 * trained if size.adapter_parameters else size.parameters * step.weight_bytes
+    return weights + trained * step.optimizer_bytes
 
 
 def _complete(accept: Check, needs: Sequence[str], example: PreferenceExample) -> PreferenceExample:
@@ -221,8 +221,7 @@ def _spelled(match: NearDuplicate) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
-        named = column in (*KEY, "for")
-        table.add_column(column, justify="left" if named else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in KEY else "right", overflow="fold")
     return table
 
 
