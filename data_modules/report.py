@@ -1,4 +1,4 @@
-"""What the media budget did, in the curves and once per epoch in words."""
+"""What was left out and what was shrunk, in the curves and once per epoch in words."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ class _Count:
     """What was left out and what was shrunk, in one pass over the data."""
 
     def __init__(self) -> None:
-        self.dropped = self.shrunk = 0
+        self.dropped = self.held_out = self.shrunk = 0
 
     def add(self, batch: Any) -> None:
         """Add a batch; what was dropped before it, every rank and worker knows alike."""
         if isinstance(batch, Batch):
             self.dropped = max(self.dropped, batch.dropped)
+            self.held_out = max(self.held_out, batch.held_out)
             self.shrunk += batch.shrunk
 
     def say(self, what: str) -> None:
@@ -29,10 +30,12 @@ class _Count:
                 f"{what}: {self.dropped} examples left out, too long for max_length even with the least"
                 f" media; {self.shrunk} shown with smaller pictures or fewer frames"
             )
+        if self.held_out:
+            rank_zero_info(f"{what}: {self.held_out} rows left out, which a benchmark tests on")
 
 
 class DataReport(Callback):
-    """Counts examples left out, or shown with less of their media, to fit ``max_length``."""
+    """Counts rows held out for a benchmark, and examples left out or shown smaller to fit ``max_length``."""
 
     def __init__(self) -> None:
         self.training, self.validation = _Count(), _Count()
@@ -47,6 +50,7 @@ class DataReport(Callback):
         """Add a batch, and log."""
         self.training.add(batch)
         pl_module.log("data/dropped", float(self.training.dropped))
+        pl_module.log("data/held_out", float(self.training.held_out))
         pl_module.log("data/shrunk", float(self.training.shrunk))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

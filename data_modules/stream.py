@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data_modules.order import Order, State
+from data_modules.sources import Source
 from lit_msrl.types import PreferenceExample
 
 Check = Callable[[PreferenceExample], PreferenceExample]
@@ -24,14 +25,21 @@ class Batch:
         examples: The examples, media decoded.
         state: The position in the stream after this batch.
         dropped: Examples left out since the loader began, because they cannot be made short enough.
+        held_out: Rows left out since then, because a benchmark tests on them.
         shrunk: Examples of this batch that show less of their media than there is.
     """
 
     def __init__(
-        self, examples: list[PreferenceExample], state: State, *, dropped: int = 0, shrunk: int = 0
+        self,
+        examples: list[PreferenceExample],
+        state: State,
+        *,
+        dropped: int = 0,
+        held_out: int = 0,
+        shrunk: int = 0,
     ) -> None:
         self.examples, self.state = examples, state
-        self.dropped, self.shrunk = dropped, shrunk
+        self.dropped, self.held_out, self.shrunk = dropped, held_out, shrunk
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -60,10 +68,16 @@ class Gate:
 
     Args:
         budget: Without one everything passes.
+        sources: What is streamed, asked for what they left out themselves.
     """
 
-    def __init__(self, budget: Budget | None = None) -> None:
-        self.budget, self.dropped, self.first = budget, 0, ""
+    def __init__(self, budget: Budget | None = None, sources: Sequence[Source] = ()) -> None:
+        self.budget, self.sources, self.dropped, self.first = budget, sources, 0, ""
+
+    @property
+    def held_out(self) -> int:
+        """Rows the sources left out because a benchmark tests on them."""
+        return sum(source.counted()["held_out"] for source in self.sources)
 
     def admit(self, check: Check, example: PreferenceExample) -> PreferenceExample | None:
         """The example as the data module takes it; ``None`` if it cannot be made short enough."""
@@ -132,7 +146,8 @@ class BatchStream(IterableDataset[Batch]):
         decoded = [self.decode(example) for example in share]
         fitted = [self.gate.fit(example) for example in decoded]
         shrunk = sum(before is not after for before, after in zip(decoded, fitted, strict=True))
-        return Batch(fitted, state, dropped=self.gate.dropped, shrunk=shrunk)
+        dropped, held_out = self.gate.dropped, self.gate.held_out
+        return Batch(fitted, state, dropped=dropped, held_out=held_out, shrunk=shrunk)
 
     def _shares(self) -> Iterator[tuple[list[PreferenceExample], State]]:
         """This rank's part of each global batch, and the position after it.

@@ -122,8 +122,10 @@ class Doctor:
             part = "all" if found.ended else f"the first {self.options.rows} examples"
             rows = f" of {found.left_out['rows']} rows" if found.left_out["rows"] else ""
             ties = f", {found.left_out['ties']} ties left out" if found.left_out["ties"] else ""
+            held = found.left_out["held_out"]
+            held = f", {held} rows left out that a benchmark tests on" if held else ""
             bad = f", {len(found.refused)} refused, {len(found.unreadable)} media unreadable"
-            self.say(f"{role}: {part}{rows}{ties}{bad}")
+            self.say(f"{role}: {part}{rows}{ties}{held}{bad}")
 
     def show_prompts(self, surveys: dict[str, Survey]) -> None:
         """Lengths in tokens, before anything is shrunk."""
