@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from data_modules.media import Decoder, MediaError
+from data_modules.pictures import picture_prints
 from data_modules.sources import Source
 from lit_msrl.prompts import shown_first
 from lit_msrl.types import PreferenceExample
@@ -56,6 +57,7 @@ class Survey:
         ids: How often each id occurs.
         longest: The longest prompts: tokens and id.
         prompts: Id and prompt of each example.
+        pictures: Id and fingerprint of each picture, if they were asked for.
         ended: Whether all of the source was looked at.
     """
 
@@ -66,6 +68,7 @@ class Survey:
     ids: Counter[str] = field(default_factory=Counter)
     longest: list[tuple[int, str]] = field(default_factory=list)
     prompts: list[tuple[str, str]] = field(default_factory=list)
+    pictures: list[tuple[str, int]] = field(default_factory=list)
     ended: bool = True
 
     @property
@@ -92,16 +95,23 @@ class Survey:
 
 
 def survey(
-    source: Source, *, check: Check, decoder: Decoder, tokens: CountTokens, rows: int | None = None
+    source: Source,
+    *,
+    check: Check,
+    decoder: Decoder,
+    tokens: CountTokens,
+    rows: int | None = None,
+    pictures: bool = False,
 ) -> Survey:
     """Look through a source.
 
     Args:
         source: The source.
         check: What the data module accepts.
-        decoder: Whose bounds hold for media; of these only headers are read.
+        decoder: Whose bounds hold for media; of these only headers are read, unless ``pictures`` says else.
         tokens: Counts an example's tokens.
         rows: Stop after so many examples.
+        pictures: Decode pictures (not clips) and keep their fingerprints.
     """
     found = Survey()
     for example in islice(source.examples(found.refused.append), rows):
@@ -111,6 +121,8 @@ def survey(
             found.refused.append(str(error))
             continue
         found.add(example, _tokens(example, decoder, tokens, found.unreadable))
+        if pictures:
+            found.pictures += picture_prints(example, decoder, found.unreadable)
     found.ended = rows is None or found.examples + len(found.refused) < rows
     found.left_out = source.counted()
     return found

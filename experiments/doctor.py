@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_modules import CaptionPreferenceDataModule, Source, TextPreferenceDataModule
-from data_modules.contamination import NearDuplicate, near_duplicates
-from data_modules.files import read_rows
+from data_modules.contamination import NearDuplicate, benchmark_prompts, near_duplicates
+from data_modules.pictures import benchmark_pictures, near_pictures
 from data_modules.survey import Check, Group, Survey, survey
 from experiments.settings import (
     STAGES,
@@ -47,6 +47,9 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--stage", choices=STAGES, help="by default what a --config is called")
     parser.add_argument("--rows", type=int, default=2000, help="examples looked at per source; 0 for all")
     parser.add_argument("--against", action="append", default=[], help="a benchmark's FILE:COLUMN of prompts")
+    parser.add_argument(
+        "--against_pictures", action="append", default=[], help="BENCHMARK=DATA, as evaluate.py reads them"
+    )
     parser.add_argument("--gib", type=float, help="memory of the device it will run on, in GiB")
     parser.add_argument("--devices", type=int, help="all GPUs of all nodes (default: as the trainer says)")
     options, rest = parser.parse_known_args(args)
@@ -65,7 +68,10 @@ class Doctor:
         self.budget = budget_of(self.policy, settings.model)
         self.console = Console(highlight=False)
         self.problems: list[str] = []
-        self.benchmarks = {benchmark: _prompts(benchmark) for benchmark in options.against}
+        self.benchmarks = {benchmark: benchmark_prompts(benchmark) for benchmark in options.against}
+        self.pictures = {
+            name: benchmark_pictures(name, self.data.decoder) for name in options.against_pictures
+        }
 
     def examine(self) -> int:
         """Everything; returns the number of problems."""
@@ -74,6 +80,8 @@ class Doctor:
         self.show_prompts(surveys)
         for benchmark in self.benchmarks:
             self.show_contamination(surveys, benchmark)
+        for benchmark in self.pictures:
+            self.show_repeated_pictures(surveys, benchmark)
         self.show_memory(max((found.longest[0][0] for found in surveys.values() if found.longest), default=0))
         for problem in self.problems:
             self.say(f"[red]problem:[/] {problem}")
@@ -96,7 +104,10 @@ class Doctor:
         accept = TextPreferenceDataModule.check if role == "replay" else self.data.check
         check = partial(_complete, accept, NEEDS.get(self.settings.stage, ()) if role == "train" else ())
         rows, decoder = self.options.rows or None, self.data.decoder
-        found = survey(source, check=check, decoder=decoder, tokens=self.budget.tokens, rows=rows)
+        looks = bool(self.pictures) and role != "validation"
+        found = survey(
+            source, check=check, decoder=decoder, tokens=self.budget.tokens, rows=rows, pictures=looks
+        )
         for kind, lines in (("rows do not fit", found.refused), ("media cannot be read", found.unreadable)):
             if lines:
                 self.problems.append(f"{role}: {len(lines)} {kind}: " + "; ".join(lines[:SHOWN]))
@@ -159,6 +170,21 @@ class Doctor:
             listed = "; ".join(map(_spelled, telling[:SHOWN]))
             self.problems.append(f"{len(telling)} training prompts are in {benchmark}: {listed}")
 
+    def show_repeated_pictures(self, surveys: dict[str, Survey], benchmark: str) -> None:
+        """Training pictures that look like a benchmark's."""
+        training = [each for found in surveys.values() for each in found.pictures]
+        known = self.pictures[benchmark]
+        matches = list(near_pictures(training, known))
+        self.say(
+            f"{benchmark}: {len(matches)} of {len(training)} training pictures nearly are one of its"
+            f" {len(known)}"
+        )
+        if matches:
+            listed = "; ".join(
+                f"{m.training!r} is {m.benchmark!r} ({m.distance} of 64)" for m in matches[:SHOWN]
+            )
+            self.problems.append(f"{len(matches)} training pictures look like those of {benchmark}: {listed}")
+
     def show_memory(self, longest: int) -> None:
         """Memory of a device (``lit_msrl.plan``), and disk."""
         size = size_of(self.policy.model, adapter_rank(self.config))
@@ -202,18 +228,6 @@ def _complete(accept: Check, needs: Sequence[str], example: PreferenceExample) -
 def _groups(surveys: dict[str, Survey]) -> Iterator[tuple[tuple[str, str, str], Group]]:
     for role, found in surveys.items():
         yield from (((role, *key), group) for key, group in sorted(found.groups.items()))
-
-
-def _prompts(benchmark: str) -> list[tuple[str, str]]:
-    path, _, column = benchmark.rpartition(":")
-    if not path:
-        raise ValueError(f"--against={benchmark}: name a file and its column of prompts, bench.jsonl:prompt")
-    found = []
-    for number, row in read_rows(path):
-        if not isinstance(row.get(column), str):
-            raise ValueError(f"{path} row {number}: field {column!r} is missing or no text")
-        found.append((f"row {number}", row[column]))
-    return found
 
 
 def _spelled(match: NearDuplicate) -> str:

@@ -15,6 +15,8 @@ from lit_msrl.cli import run
 from lit_msrl.footprint import Step
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.sizes import size_of
+from tests.benchmarks.made import VL_ROWS
+from tests.data_modules.made import photograph
 from tests.experiments.made import REALDATA, STAGES, write_rows
 
 ALONE = ["data.validation=null"]
@@ -66,6 +68,24 @@ def test_what_is_planted_is_found(tmp_path: Path, capsys):
     assert "GiB of memory are needed, 0.0 are there" in said[5]
 
 
+def test_pictures_of_a_benchmark_are_found_in_the_training_data(tmp_path: Path, capsys):
+    for i in range(14):
+        photograph(i).save(tmp_path / f"p{i}.png")
+    photograph(5).resize((100, 90)).save(tmp_path / "bench.jpg", quality=40)
+    photograph(90).save(tmp_path / "other.png")
+    rows = [{**TEXT, "id": f"t{i}", "image": f"p{i}.png"} for i in range(14)]
+    path = write_rows(tmp_path / "mine.jsonl", *rows)
+    names = ("bench.jpg", "other.png")
+    shown = [{**row, "image": name} for row, name in zip(VL_ROWS, names, strict=False)]
+    bench = write_rows(tmp_path / "bench.jsonl", *shown)
+    options = ["stage=stage3", *data(path), *ALONE, "data.batch_size=2"]
+    assert examine(*options, f"against_pictures=vl_rewardbench={bench}") == 1
+    (said,) = problems(capsys)
+    assert "1 training pictures look like those of vl_rewardbench=" in said
+    assert f"'t5' is '{VL_ROWS[0]['id']}" in said
+    assert examine(*options) == 0
+
+
 def test_long_prompts_are_counted_against_the_limit(tmp_path: Path, capsys):
     rows = [{**TEXT, "id": str(i), "prompt": LONG * (1 if i < 14 else 40)} for i in range(20)]
     path = write_rows(tmp_path / "mine.jsonl", *rows)
@@ -87,6 +107,8 @@ def test_a_coin_that_always_falls_alike_is_noticed(tmp_path: Path, capsys):
     [
         ([], "which stage?"),
         (["config=experiments/configs/trainer/fsdp.yaml", "stage=stage1"], "no GPU here; say --devices"),
+        (["stage=stage3", "against_pictures=vl_rewardbench"], "name benchmark and data"),
+        (["stage=stage3", "against_pictures=nobench=x"], "unknown benchmark 'nobench'"),
         (["stage=stage1", "against=bench.jsonl"], "name a file and its column"),
         (["stage=stage1", "data.train=Rows", "data.train.path=absent.jsonl"], "absent.jsonl: no such file"),
     ],
