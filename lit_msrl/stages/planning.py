@@ -63,12 +63,14 @@ class MicroBatchPlan:
             return
         groups = [group for lesson in lessons for group in lesson.micro_batches(1)]
         largest = max(groups, key=group_tokens)
-        tokens = int(worst(torch.tensor(float(group_tokens(largest)), device=policy.device)))
+        tokens = int(worst(torch.tensor(group_tokens(largest), device=policy.device)))
         if tokens > self.measured_tokens:
             self.measured_tokens, self.group_bytes = tokens, kept_bytes(policy, largest)
         budget = SHARE * free_bytes(policy.device) - future_bytes(optimizer)
         budget -= SCORED * policy.head.weight.shape[0]
-        fits = torch.tensor(budget / (BACKWARD * max(self.group_bytes, 1)), device=policy.device)
+        fits = torch.tensor(
+            budget / (BACKWARD * max(self.group_bytes, 1)), dtype=torch.float32, device=policy.device
+        )
         self.groups = min(max(int(-worst(-fits)), 1), max(len(lesson.batch) for lesson in lessons))
 
     def halve(self) -> str:
