@@ -83,6 +83,10 @@ class PreferenceDataModule(LightningDataModule):
         source, prepare = self._require(self.train, "train"), partial(gate.admit, self.check)
         return partial(ShuffledSource, source, block=self.shuffle_buffer, seed=self.seed, prepare=prepare)
 
+    def sources(self) -> list[Source]:
+        """All that is trained on."""
+        return [self._require(self.train, "train")]
+
     def describe(self) -> str:
         """What is trained on; a checkpoint can be resumed only on the same."""
         joined = f", {self.captions.describe()}" if self.captions else ""
@@ -95,7 +99,7 @@ class PreferenceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Full batches, shuffled; goes on from a checkpoint."""
-        gate = Gate(self.budget, self.captions)
+        gate = Gate(self.budget, self.captions, self.sources())
         stream = self._stream(self.train_order(gate), gate, drop_last=True)
         self._loader = ResumableLoader(stream, num_workers=self.num_workers, confirm=self.trainer is not None)
         if self._resume is not None:
@@ -106,7 +110,7 @@ class PreferenceDataModule(LightningDataModule):
         """All examples in the source's order; the last batch may be smaller. Empty without ``validation``."""
         if self.validation is None:
             return []
-        gate = Gate(self.budget, self.captions)
+        gate = Gate(self.budget, self.captions, [self.validation])
         order = partial(ShuffledSource, self.validation, block=0, prepare=partial(gate.admit, self.check))
         stream = self._stream(order, gate, drop_last=False)
         return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)

@@ -84,6 +84,10 @@ class CaptionPreferenceDataModule(PreferenceDataModule):
             return new
         return partial(_mix, new, self._replayed(self.replay, gate), self.replay_ratio)
 
+    def sources(self) -> list[Source]:
+        """What is trained on and what is replayed."""
+        return super().sources() + ([] if self.replay is None else [self.replay])
+
     def describe(self) -> str:
         """What is trained on and what is replayed."""
         if self.replay is None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from datasketch import MinHash, MinHashLSH
 
+from data_modules.files import read_rows
+
 THRESHOLD = 0.7
 LONG = 8  # words from which on a repeated prompt is no coincidence ("Describe the picture." is one)
 _PERMUTATIONS = 64
@@ -60,6 +62,26 @@ def near_duplicates(
         similarity, closest = max(candidates, default=(0.0, ""))
         if similarity >= THRESHOLD:
             yield NearDuplicate(name, closest, similarity, prompt)
+
+
+def benchmark_prompts(benchmark: str) -> list[tuple[str, str]]:
+    """Row and prompt of a benchmark's rows.
+
+    Args:
+        benchmark: A file and its column of prompts, ``bench.jsonl:prompt``.
+
+    Raises:
+        ValueError: The file cannot be read, or a row has no prompt.
+    """
+    path, _, column = benchmark.rpartition(":")
+    if not path:
+        raise ValueError(f"--against={benchmark}: name a file and its column of prompts, bench.jsonl:prompt")
+    found = []
+    for number, row in read_rows(path):
+        if not isinstance(row.get(column), str):
+            raise ValueError(f"{path} row {number}: field {column!r} is missing or no text")
+        found.append((f"row {number}", row[column]))
+    return found
 
 
 def words(text: str) -> list[str]:

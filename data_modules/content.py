@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -32,6 +33,24 @@ def exists(path: str) -> bool:
     if inside is None:
         return Path(path).exists()
     return Path(inside[0]).is_file() and archives.contains(*inside)
+
+
+def require(media: Iterable[Media]) -> None:
+    """Look whether the files of pictures and clips are there; none is opened, and an address is no file.
+
+    Raises:
+        MediaError: Some are not; it says how many, and of the first file, row and field.
+    """
+    absent = {file: each.origin for each in media for file in _files(each) if not exists(file)}
+    if absent:
+        file, where = next(iter(absent.items()))
+        reason = "is an address, and only files are read here" if is_url(file) else "no such file"
+        raise MediaError(f"{len(absent)} media files are missing, the first: {where}: {file}: {reason}")
+
+
+def _files(media: Media) -> list[str]:
+    sources = media.source if isinstance(media.source, tuple) else (media.source,)
+    return [source for source in sources if isinstance(source, str)]
 
 
 def load(source: str | bytes, *, max_bytes: int, urls: Urls | None) -> Content:

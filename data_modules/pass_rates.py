@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +59,10 @@ class PassRateFilter(Source):
         fingerprint = zlib.crc32(json.dumps(sorted(self._rates.items())).encode())
         bounds = f"pass rate {self.min} to {self.max}"
         return f"{self.source.describe()}, {bounds} in {self.rates} ({fingerprint:08x})"
+
+    def counted(self) -> Counter[str]:
+        """What the source counts."""
+        return self.source.counted()
 
     def dataset(self) -> Stream:
         """A fresh stream of ``{"example": PreferenceExample}``."""

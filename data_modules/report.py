@@ -1,4 +1,4 @@
-"""What the media budget and the captions did, in the curves and once per epoch in words."""
+"""What was left out and what was shrunk, in the curves and once per epoch in words."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class _Count:
     """What was left out and what was shrunk, in one pass over the data."""
 
     def __init__(self) -> None:
-        self.dropped = self.uncaptioned = self.shrunk = 0
+        self.dropped = self.uncaptioned = self.held_out = self.shrunk = 0
 
     @property
     def left_out(self) -> int:
-        """For either reason."""
+        """Because it is too long or has no caption."""
         return self.dropped + self.uncaptioned
 
     def add(self, batch: Any) -> None:
@@ -26,6 +26,7 @@ class _Count:
         if isinstance(batch, Batch):
             self.dropped = max(self.dropped, batch.dropped)
             self.uncaptioned = max(self.uncaptioned, batch.uncaptioned)
+            self.held_out = max(self.held_out, batch.held_out)
             self.shrunk += batch.shrunk
 
     def say(self, what: str) -> None:
@@ -33,6 +34,7 @@ class _Count:
         counts = {
             "examples left out, too long for max_length even with the least media": self.dropped,
             "examples left out, whose media have no caption": self.uncaptioned,
+            "rows left out, which a benchmark tests on": self.held_out,
             "shown with smaller pictures or fewer frames": self.shrunk,
         }
         said = [f"{count} {happened}" for happened, count in counts.items() if count]
@@ -41,7 +43,7 @@ class _Count:
 
 
 class DataReport(Callback):
-    """Counts examples left out, too long or without captions, or shown with less of their media."""
+    """Counts what is left out (too long, no caption, a benchmark's), or shown with less of its media."""
 
     def __init__(self) -> None:
         self.training, self.validation = _Count(), _Count()
@@ -56,6 +58,7 @@ class DataReport(Callback):
         """Add a batch, and log."""
         self.training.add(batch)
         pl_module.log("data/dropped", float(self.training.left_out))
+        pl_module.log("data/held_out", float(self.training.held_out))
         pl_module.log("data/shrunk", float(self.training.shrunk))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

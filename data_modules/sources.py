@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import datasets
 
 from data_modules.content import exists
+from data_modules.datasets.fields import HeldOut
 from data_modules.files import check_table, is_table, read_rows
 from data_modules.urls import is_url
 from lit_msrl.types import Media, PreferenceExample
@@ -69,7 +70,7 @@ class Source(ABC):
         """One line that says what is streamed; it identifies the source in a checkpoint."""
 
     def counted(self) -> Counter[str]:
-        """Rows read, examples kept and ties left out by `examples` so far, if it counts them."""
+        """``rows`` read, ``examples`` kept, ``ties`` and ``held_out`` rows left out, if it counts them."""
         return Counter()
 
     def check(self) -> None:  # noqa: B027 - most sources need nothing
@@ -145,6 +146,7 @@ class Rows(Source):
         """A fresh stream of ``{"example": PreferenceExample}``, media not decoded."""
         if self.is_file:
             return datasets.IterableDataset.from_generator(self._from_file)  # type: ignore[return-value]
+        self.tally = Counter()
         rows = self._hub()
         columns = rows.column_names or list(next(iter(rows)))
         return rows.map(self._from_hub, batched=True, batch_size=1, with_indices=True, remove_columns=columns)
@@ -164,7 +166,7 @@ class Rows(Source):
             yield from found
 
     def counted(self) -> Counter[str]:
-        """Rows read, examples kept and ties left out."""
+        """Since it was last opened: rows read, examples kept, ties and held-out rows left out."""
         return self.tally
 
     def _hub(self) -> datasets.IterableDataset:
@@ -198,6 +200,9 @@ class Rows(Source):
         row = row if "id" in row else {**row, "id": str(number)}
         try:
             found = _find_adapter(self.adapter)(row, **self.options)
+        except HeldOut:
+            self.tally.update(rows=1, held_out=1)
+            return []
         except KeyError as error:
             raise ValueError(
                 f"{self.path} row {number}: field {error} is missing ({self.adapter})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data_modules.captions import Captions
 from data_modules.order import Order, State
+from data_modules.sources import Source
 from lit_msrl.types import PreferenceExample
 
 Check = Callable[[PreferenceExample], PreferenceExample]
@@ -25,7 +26,8 @@ class Batch:
         examples: The examples, media decoded.
         state: The position in the stream after this batch.
         dropped: Examples left out since the loader began, because they cannot be made short enough.
-        uncaptioned: Examples left out since the loader began, because there is no caption of their media.
+        uncaptioned: Examples left out since then, because there is no caption of their media.
+        held_out: Rows left out since then, because a benchmark tests on them.
         shrunk: Examples of this batch that show less of their media than there is.
     """
 
@@ -36,10 +38,11 @@ class Batch:
         *,
         dropped: int = 0,
         uncaptioned: int = 0,
+        held_out: int = 0,
         shrunk: int = 0,
     ) -> None:
-        self.examples, self.state = examples, state
-        self.dropped, self.uncaptioned, self.shrunk = dropped, uncaptioned, shrunk
+        self.examples, self.state, self.shrunk = examples, state, shrunk
+        self.dropped, self.uncaptioned, self.held_out = dropped, uncaptioned, held_out
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -69,16 +72,27 @@ class Gate:
     Args:
         budget: Without one everything is short enough.
         captions: Joined to examples that have media and no captions; what finds none does not pass.
+        sources: What is streamed, asked for what they left out themselves.
     """
 
-    def __init__(self, budget: Budget | None = None, captions: Captions | None = None) -> None:
-        self.budget, self.captions = budget, captions
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        captions: Captions | None = None,
+        sources: Sequence[Source] = (),
+    ) -> None:
+        self.budget, self.captions, self.sources = budget, captions, sources
         self.begin()
 
     def begin(self) -> None:
         """Count anew what does not pass."""
         self.dropped = self.uncaptioned = 0
         self._first: dict[str, str] = {}
+
+    @property
+    def held_out(self) -> int:
+        """Rows the sources left out because a benchmark tests on them."""
+        return sum(source.counted()["held_out"] for source in self.sources)
 
     def admit(self, check: Check, example: PreferenceExample) -> PreferenceExample | None:
         """The example as the data module takes it; ``None`` if it does not pass."""
@@ -162,8 +176,10 @@ class BatchStream(IterableDataset[Batch]):
         decoded = [self.decode(example) for example in share]
         fitted = [self.gate.fit(example) for example in decoded] if self.fit else decoded
         shrunk = sum(before is not after for before, after in zip(decoded, fitted, strict=True))
-        dropped, uncaptioned = self.gate.dropped, self.gate.uncaptioned
-        return Batch(fitted, state, dropped=dropped, uncaptioned=uncaptioned, shrunk=shrunk)
+        dropped, uncaptioned, held_out = self.gate.dropped, self.gate.uncaptioned, self.gate.held_out
+        return Batch(
+            fitted, state, dropped=dropped, uncaptioned=uncaptioned, held_out=held_out, shrunk=shrunk
+        )
 
     def _shares(self) -> Iterator[tuple[list[PreferenceExample], State]]:
         """This rank's part of each global batch, and the position after it.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from data_modules.media import Decoder, MediaError
+from data_modules.pictures import picture_prints
 from data_modules.sources import Source
 from lit_msrl.prompts import shown_first
 from lit_msrl.types import PreferenceExample
@@ -57,6 +58,7 @@ class Survey:
         ids: How often each id occurs.
         longest: The longest prompts: tokens and id.
         prompts: Id and prompt of each example.
+        pictures: Id and fingerprint of each picture, if they were asked for.
         ended: Whether all of the source was looked at.
     """
 
@@ -68,6 +70,7 @@ class Survey:
     ids: Counter[str] = field(default_factory=Counter)
     longest: list[tuple[int, str]] = field(default_factory=list)
     prompts: list[tuple[str, str]] = field(default_factory=list)
+    pictures: list[tuple[str, int]] = field(default_factory=list)
     ended: bool = True
 
     @property
@@ -94,19 +97,27 @@ class Survey:
 
 
 def survey(
-    source: Source, *, check: Check, decoder: Decoder, tokens: CountTokens, rows: int | None = None
+    source: Source,
+    *,
+    check: Check,
+    decoder: Decoder,
+    tokens: CountTokens,
+    rows: int | None = None,
+    pictures: bool = False,
 ) -> Survey:
     """Look through a source.
 
     Args:
         source: The source.
         check: What the data module accepts; ``None`` if there is no caption.
-        decoder: Whose bounds hold for media; of these only headers are read.
+        decoder: Whose bounds hold for media; of these only headers are read, unless ``pictures`` says else.
         tokens: Counts an example's tokens.
         rows: Stop after so many examples.
+        pictures: Decode pictures (not clips) and keep their fingerprints.
     """
-    found = Survey()
+    found, looked_at = Survey(), 0
     for example in islice(source.examples(found.refused.append), rows):
+        looked_at += 1
         try:
             checked = check(example)
         except MediaError as error:
@@ -119,7 +130,8 @@ def survey(
             found.uncaptioned += 1
             continue
         found.add(checked, _tokens(checked, decoder, tokens, found.unreadable))
-    looked_at = found.examples + len(found.refused) + len(found.unreadable) + found.uncaptioned
+        if pictures:
+            found.pictures += picture_prints(checked, decoder, found.unreadable)
     found.ended = rows is None or looked_at < rows
     found.left_out = source.counted()
     return found

@@ -20,21 +20,21 @@ from rich.table import Table
 
 from data_modules import CaptionPreferenceDataModule, Source, TextPreferenceDataModule
 from data_modules.captions import Captions
-from data_modules.contamination import NearDuplicate, near_duplicates
-from data_modules.files import read_rows
+from data_modules.contamination import NearDuplicate, benchmark_prompts, near_duplicates
+from data_modules.pictures import benchmark_pictures, near_pictures
 from data_modules.survey import Check, Group, Survey, survey
 from experiments.settings import (
-    GIB,
     STAGES,
     Settings,
     budget_of,
     device_gib,
-    needs_reference,
     policy_of,
     read_settings,
 )
 from lit_msrl.cli import run
-from lit_msrl.memory import Load, checkpoint_bytes, memory
+from lit_msrl.footprint import ModelSize, Step, estimate, trained_weights
+from lit_msrl.plan import GIB, show
+from lit_msrl.sizes import Lengths, adapter_rank, device_count, read_step, size_of
 from lit_msrl.types import PreferenceExample
 
 SHOWN = 5  # lines of a kind that are spelled out
@@ -48,7 +48,11 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--stage", choices=STAGES, help="by default what a --config is called")
     parser.add_argument("--rows", type=int, default=2000, help="examples looked at per source; 0 for all")
     parser.add_argument("--against", action="append", default=[], help="a benchmark's FILE:COLUMN of prompts")
+    parser.add_argument(
+        "--against_pictures", action="append", default=[], help="BENCHMARK=DATA, as evaluate.py reads them"
+    )
     parser.add_argument("--gib", type=float, help="memory of the device it will run on, in GiB")
+    parser.add_argument("--devices", type=int, help="all GPUs of all nodes (default: as the trainer says)")
     options, rest = parser.parse_known_args(args)
     return Doctor(read_settings(rest, options.stage), options).examine()
 
@@ -58,11 +62,17 @@ class Doctor:
 
     def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
         self.settings, self.options, self.data = settings, options, settings.data
+        batch = {"batch_size": settings.data.batch_size}
+        self.config = {"model": settings.model, "data": batch, "trainer": settings.trainer}
+        self.devices = options.devices or device_count(settings.trainer)
         self.policy = policy_of(settings.model)
         self.budget = budget_of(self.policy, settings.model)
         self.console = Console(highlight=False)
         self.problems: list[str] = []
-        self.benchmarks = {benchmark: _prompts(benchmark) for benchmark in options.against}
+        self.benchmarks = {benchmark: benchmark_prompts(benchmark) for benchmark in options.against}
+        self.pictures = {
+            name: benchmark_pictures(name, self.data.decoder) for name in options.against_pictures
+        }
 
     def examine(self) -> int:
         """Everything; returns the number of problems."""
@@ -71,6 +81,8 @@ class Doctor:
         self.show_prompts(surveys)
         for benchmark in self.benchmarks:
             self.show_contamination(surveys, benchmark)
+        for benchmark in self.pictures:
+            self.show_repeated_pictures(surveys, benchmark)
         self.show_memory(max((found.longest[0][0] for found in surveys.values() if found.longest), default=0))
         for problem in self.problems:
             self.say(f"[red]problem:[/] {problem}")
@@ -94,7 +106,10 @@ class Doctor:
         needs = NEEDS.get(self.settings.stage, ()) if role == "train" else ()
         check = partial(_complete, accept, needs, self.data.captions)
         rows, decoder = self.options.rows or None, self.data.decoder
-        found = survey(source, check=check, decoder=decoder, tokens=self.budget.tokens, rows=rows)
+        looks = bool(self.pictures) and role != "validation"
+        found = survey(
+            source, check=check, decoder=decoder, tokens=self.budget.tokens, rows=rows, pictures=looks
+        )
         for kind, lines in (("rows do not fit", found.refused), ("media cannot be read", found.unreadable)):
             if lines:
                 self.problems.append(f"{role}: {len(lines)} {kind}: " + "; ".join(lines[:SHOWN]))
@@ -123,9 +138,11 @@ class Doctor:
             part = "all" if found.ended else f"the first {self.options.rows} examples"
             rows = f" of {found.left_out['rows']} rows" if found.left_out["rows"] else ""
             ties = f", {found.left_out['ties']} ties left out" if found.left_out["ties"] else ""
+            held = found.left_out["held_out"]
+            held = f", {held} rows left out that a benchmark tests on" if held else ""
             bad = f", {len(found.refused)} refused, {len(found.unreadable)} media unreadable"
             bad += f", {found.uncaptioned} without captions (left out)" if self.data.captions else ""
-            self.say(f"{role}: {part}{rows}{ties}{bad}")
+            self.say(f"{role}: {part}{rows}{ties}{held}{bad}")
 
     def show_prompts(self, surveys: dict[str, Survey]) -> None:
         """Lengths in tokens, before anything is shrunk."""
@@ -159,36 +176,47 @@ class Doctor:
             listed = "; ".join(map(_spelled, telling[:SHOWN]))
             self.problems.append(f"{len(telling)} training prompts are in {benchmark}: {listed}")
 
+    def show_repeated_pictures(self, surveys: dict[str, Survey], benchmark: str) -> None:
+        """Training pictures that look like a benchmark's."""
+        training = [each for found in surveys.values() for each in found.pictures]
+        known = self.pictures[benchmark]
+        matches = list(near_pictures(training, known))
+        self.say(
+            f"{benchmark}: {len(matches)} of {len(training)} training pictures nearly are one of its"
+            f" {len(known)}"
+        )
+        if matches:
+            listed = "; ".join(
+                f"{m.training!r} is {m.benchmark!r} ({m.distance} of 64)" for m in matches[:SHOWN]
+            )
+            self.problems.append(f"{len(matches)} training pictures look like those of {benchmark}: {listed}")
+
     def show_memory(self, longest: int) -> None:
-        """Memory on a rank, and disk."""
-        needed = memory(self.policy, list(self.settings.model["learning_rates"]), self.load(longest))
-        table = _table("Memory of a rank, nothing sharded", "for", "GiB")
-        for purpose, size in [*needed.items(), ("all", sum(needed.values()))]:
-            table.add_row(purpose, f"{size / GIB:.2f}")
-        self.console.print(table)
-        total, there = sum(needed.values()) / GIB, self.options.gib or device_gib(self.settings.trainer)
-        if there and total > there:
-            self.problems.append(f"about {total:.1f} GiB of memory are needed, {there:.1f} are there")
+        """Memory of a device (``lit_msrl.plan``), and disk."""
+        size = size_of(self.policy.model, adapter_rank(self.config))
+        lengths = Lengths(min(longest, self.budget.limit) or None, devices=self.devices)
+        step = read_step(self.config, lengths)
+        memory, gib = estimate(size, step), self.options.gib or device_gib(self.settings.trainer)
+        show(self.console, size, step, memory, gib * GIB)
+        if gib and not memory.fits(gib * GIB):
+            self.problems.append(
+                f"about {memory.peak / GIB:.1f} GiB of memory are needed, {gib:.1f} are there"
+            )
         cache = self.data.decoder.cache
-        disk = (checkpoint_bytes(needed) + (cache.max_bytes if cache else 0)) / GIB
+        written = self.settings.checkpoints + 1  # the oldest goes when the newest is there
+        disk = (written * checkpoint_bytes(size, step) + (cache.max_bytes if cache else 0)) / GIB
         folder = self.settings.outputs
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free / GIB
         self.say(f"disk: {disk:.2f} GiB needed for checkpoints and cache, {free:.1f} free")
         if disk > free:
             self.problems.append(f"{disk:.1f} GiB of disk are needed under {folder}, {free:.1f} are free")
 
-    def load(self, longest: int) -> Load:
-        """What a step holds at a time."""
-        model = self.settings.model
-        prompts = self.data.batch_size * (2 if model.get("both_orders") else 1)
-        return Load(
-            prompts=prompts,
-            micro_batch=min(model.get("micro_batch_size", prompts), prompts),
-            group=model.get("group_size", 1),
-            prompt_tokens=min(longest, self.budget.limit),
-            completion_tokens=model.get("max_completion", 0),
-            reference=needs_reference(model) and not self.policy.adapted,
-        )
+
+def checkpoint_bytes(size: ModelSize, step: Step) -> float:
+    """What a checkpoint holds: weights and optimizer; with adapters only what trains."""
+    trained = trained_weights(size, step)
+    weights = 4.0 * trained if size.adapter_parameters else size.parameters * step.weight_bytes
+    return weights + trained * step.optimizer_bytes
 
 
 def _complete(
@@ -214,18 +242,6 @@ def _groups(surveys: dict[str, Survey]) -> Iterator[tuple[tuple[str, str, str], 
         yield from (((role, *key), group) for key, group in sorted(found.groups.items()))
 
 
-def _prompts(benchmark: str) -> list[tuple[str, str]]:
-    path, _, column = benchmark.rpartition(":")
-    if not path:
-        raise ValueError(f"--against={benchmark}: name a file and its column of prompts, bench.jsonl:prompt")
-    found = []
-    for number, row in read_rows(path):
-        if not isinstance(row.get(column), str):
-            raise ValueError(f"{path} row {number}: field {column!r} is missing or no text")
-        found.append((f"row {number}", row[column]))
-    return found
-
-
 def _spelled(match: NearDuplicate) -> str:
     return f"{match.training!r} is {match.benchmark} ({match.similarity:.2f}): {match.prompt[:60]!r}"
 
@@ -233,8 +249,7 @@ def _spelled(match: NearDuplicate) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
-        named = column in (*KEY, "for")
-        table.add_column(column, justify="left" if named else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in KEY else "right", overflow="fold")
     return table
 
 

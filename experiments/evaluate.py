@@ -20,6 +20,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from data_modules.benchmarks import find, load, names
+from data_modules.content import require
 from data_modules.media import Decoder, MediaError
 from experiments.judging import Asking, judge_for, trained_as
 from lit_msrl.benchmark import compare, fingerprint, score
@@ -88,6 +89,7 @@ def ask(material: Material, asking: Asking) -> None:
     done = _resume(folder / RECORDS, examples)
     todo = len(examples) * plan.judgements - len(done)
     if todo > 0:
+        require(media for example in examples for media in example.media)
         judge = judge_for(asking, trained, longest, settings["temperature"])
         try:
             _write(folder / RECORDS, judge, examples, plan, done, Decoder(asking.num_frames))

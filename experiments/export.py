@@ -15,9 +15,9 @@ from transformers.utils.hub import cached_file
 
 from lit_msrl.adapters import LoRA, is_adapter
 from lit_msrl.cli import run
+from lit_msrl.curves import read_curves
 from lit_msrl.evaluation import read_checkpoint, take_weights
 from lit_msrl.policy import EMBEDDED, GenerativeRMPolicy
-from lit_msrl.report import read_curves
 
 UNCHANGED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

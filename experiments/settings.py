@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import instantiate_module
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from data_modules import PreferenceDataModule
-from lit_msrl.adapters import LoRA
 from lit_msrl.budget import Budget, candidate_turns, judging_turns
 from lit_msrl.cli import MSRLCLI
-from lit_msrl.losses.base import RLVRLoss
-from lit_msrl.memory import policy_on_paper
-from lit_msrl.policy import GenerativeRMPolicy
+from lit_msrl.plan import GIB
+from lit_msrl.policy import EMBEDDED, GenerativeRMPolicy
 from lit_msrl.prompts import View
 
 STAGES = ("stage1_sft", "stage1", "stage2", "cmkd", "stage3", "baseline_sft", "baseline", "discriminative")
-GIB = 1024**3
 
 
 class Settings(MSRLCLI):
@@ -31,6 +28,7 @@ class Settings(MSRLCLI):
         data: The data module.
         model: Options of the stage's module.
         trainer: Options of the trainer.
+        checkpoints: How many checkpoints are kept.
         outputs: Where the run would write.
         stage: Its name.
     """
@@ -43,6 +41,7 @@ class Settings(MSRLCLI):
         self.data: PreferenceDataModule = data
         self.model: dict[str, Any] = config["model"].as_dict()
         self.trainer: dict[str, Any] = config["trainer"].as_dict()
+        self.checkpoints: int = config["checkpoint"]["keep"]
         self.outputs = Path(config["outputs"]).absolute()
         self.stage: str = self.model_class.name  # type: ignore[union-attr, attr-defined]
 
@@ -74,15 +73,18 @@ def _stage_of(args: list[str]) -> str:
 
 
 def policy_of(model: dict[str, Any]) -> GenerativeRMPolicy:
-    """The policy, without weights."""
+    """A policy that can read but not judge: its weights are on the meta device and take no memory."""
     options = model["policy"]["init_args"]
-    return policy_on_paper(
-        options["model_name"],
-        lora=LoRA(**options["lora"]) if options["lora"] else None,
-        dtype=options["dtype"],
-        max_length=options["max_length"],
-        trust_remote_code=options["trust_remote_code"],
-    )
+    name, trust = options["model_name"], {"trust_remote_code": options["trust_remote_code"]}
+    source = str(EMBEDDED) if name == "tiny" else name
+    config = AutoConfig.from_pretrained(source, **trust)
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **trust)
+    image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **trust)
+    with torch.device("meta"):
+        plain = AutoModelForImageTextToText.from_config(config, **trust)
+        return GenerativeRMPolicy.from_parts(
+            plain, tokenizer, image_processor, max_length=options["max_length"]
+        )
 
 
 def budget_of(policy: GenerativeRMPolicy, model: dict[str, Any]) -> Budget:
@@ -91,16 +93,6 @@ def budget_of(policy: GenerativeRMPolicy, model: dict[str, Any]) -> Budget:
     if "style" not in model:
         return Budget(policy, candidate_turns(views[0]), policy.max_length)
     return Budget(policy, judging_turns(views, model["style"]), policy.max_length - model["max_completion"])
-
-
-def needs_reference(model: dict[str, Any]) -> bool:
-    """Whether the loss compares with a frozen copy of the policy."""
-    if "loss" not in model:
-        return False
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(RLVRLoss, "loss")
-    loss = parser.instantiate_classes(parser.parse_object({"loss": model["loss"]}))["loss"]
-    return loss.needs_reference
 
 
 def device_gib(trainer: dict[str, Any]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -24,10 +25,17 @@ from lit_msrl.types import Media
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model wrote, and the tokens it took (``None`` where the server does not say)."""
+    """What the model wrote.
+
+    Attributes:
+        text: All of it.
+        tokens: What it took; ``None`` where the server does not say.
+        scored: Its tokens and their log-probabilities; none where the server does not say.
+    """
 
     text: str
     tokens: int | None
+    scored: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,19 +111,32 @@ class Endpoint:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _complete(self, content: dict[str, Any], max_tokens: int, temperature: float | None) -> Reply:
+        asks_scores = not self._scores_refused.is_set()
         try:
             answer = self._client.chat.completions.create(
                 model=self.model,
                 messages=[content],  # type: ignore[list-item]
                 max_completion_tokens=max_tokens,
                 temperature=openai.omit if temperature is None else temperature,
+                logprobs=True if asks_scores else openai.omit,
             )
         except openai.BadRequestError as error:
+            if asks_scores and "logprobs" in f"{error.param} {error.message}":
+                self._scores_refused.set()  # some models have none; from now on they are not asked for
+                return self._complete(content, max_tokens, temperature)
             if error.code != "content_filter":
                 raise
             return Reply("", None)  # the server will not answer this one; it counts as unread
-        text = answer.choices[0].message.content if answer.choices else None
-        return Reply(text or "", answer.usage.completion_tokens if answer.usage else None)
+        tokens = answer.usage.completion_tokens if answer.usage else None
+        if not answer.choices:
+            return Reply("", tokens)
+        choice = answer.choices[0]
+        listed = (choice.logprobs and choice.logprobs.content) or ()
+        return Reply(choice.message.content or "", tokens, tuple((t.token, t.logprob) for t in listed))
+
+    @cached_property
+    def _scores_refused(self) -> threading.Event:
+        return threading.Event()
 
 
 def message(text: str, media: Sequence[Media], encoding: Literal["PNG", "JPEG"] = "PNG") -> dict[str, Any]:

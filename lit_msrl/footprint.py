@@ -11,6 +11,7 @@ from dataclasses import dataclass
 NF4_BYTES, NF4_DOUBLE_BYTES = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 LOGIT_CHUNK = 1024  # tokens whose logits exist at once, `functional.token_logprobs`
 LOGIT_COPIES = 6  # logits, scaled, log-softmax, its exponential, their product, a gradient
+USABLE = 0.9  # of a device; the rest is for what is not counted
 STEP_COPIES = 1  # what AdamW makes of all gradients at once on a GPU
 
 
@@ -53,6 +54,12 @@ class ModelSize:
     vision_width: int
     vision_inner: int
     patches_per_token: int
+
+    @property
+    def parameters(self) -> int:
+        """All weights, adapters aside."""
+        language = self.layer_parameters + self.other_parameters
+        return language + self.projector_parameters + self.vision_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +126,14 @@ class Memory:
         """The most at any time."""
         return sum(self.always.values()) + max(sum(phase.values()) for phase in self.phases.values())
 
+    def fits(self, available: float) -> bool:
+        """Whether a device of so many bytes has room for it, and for what is not counted."""
+        return self.peak <= USABLE * available
+
 
 def estimate(model: ModelSize, step: Step) -> Memory:
     """Memory of one device through a step."""
-    weights, trained = _weights(model, step), _trained(model, step)
+    weights, trained = _weights(model, step), trained_weights(model, step)
     kept = 0.0 if step.is_offloaded else 1.0 / (step.devices if step.is_sharded else 1)
     always = {"weights": weights * kept, "optimizer": trained * step.optimizer_bytes * kept}
     if step.has_reference:
@@ -151,7 +162,8 @@ def _weights(model: ModelSize, step: Step) -> float:
     )
 
 
-def _trained(model: ModelSize, step: Step) -> int:
+def trained_weights(model: ModelSize, step: Step) -> int:
+    """How many weights have a gradient."""
     language = model.adapter_parameters or model.layer_parameters + model.other_parameters
     vision = {"projector": model.projector_parameters, "vision": model.vision_parameters}
     return sum(({"language": language} | vision)[part] for part in step.trained)

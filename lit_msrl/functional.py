@@ -274,7 +274,7 @@ def normalizer(mask: Bool[Tensor, "B T"], mode: Aggregation, max_length: int) ->
         >>> [normalizer(mask, mode, max_length=8).item() for mode in ("token", "sequence", "constant")]
         [4.0, 2.0, 16.0]
     """
-    sequences = torch.tensor(float(len(mask)), device=mask.device)
+    sequences = torch.tensor(len(mask), dtype=torch.float32, device=mask.device)
     sizes = {"token": mask.sum().float(), "sequence": sequences, "constant": sequences * max_length}
     return sizes[mode]
 

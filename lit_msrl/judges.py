@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -84,7 +86,8 @@ class PolicyJudge(Judge):
         for row, text in enumerate(texts):
             prompt, sample = divmod(row, len(samples))
             ids, logprobs = drawn.ids[row][drawn.mask[row]], drawn.logprobs[row][drawn.mask[row]]
-            yield Answer(prompt, samples[sample], text, self._confidence(ids, logprobs), len(ids))
+            confidence = _verdict_probability(partial(self._tail, ids), logprobs.tolist())
+            yield Answer(prompt, samples[sample], text, confidence, len(ids))
 
     def _seed(self, prompts: Sequence[JudgingPrompt], samples: range) -> int:
         if self.temperature == 0:
@@ -92,12 +95,8 @@ class PolicyJudge(Judge):
         asked = "\n".join([f"{self.seed} {samples}", *(f"{p.example.id} {p.swapped}" for p in prompts)])
         return zlib.crc32(asked.encode())
 
-    def _confidence(self, ids: Tensor, logprobs: Tensor) -> float | None:
-        """The probability of the token that holds the verdict's letter."""
-        for start in range(len(ids) - 1, max(-1, len(ids) - _TAIL), -1):
-            if _VERDICT.search(self.policy.tokenizer.decode(ids[start:])):
-                return min(1.0, float(logprobs[start].exp()))
-        return None
+    def _tail(self, ids: Tensor, start: int) -> str:
+        return self.policy.tokenizer.decode(ids[start:])
 
 
 class EndpointJudge(Judge):
@@ -121,4 +120,23 @@ class EndpointJudge(Judge):
         )
         for index, reply in replies:
             prompt, sample = asked[index]
-            yield Answer(prompt, sample, reply.text, None, reply.tokens)
+            pieces = [piece for piece, _ in reply.scored]
+            confidence = _verdict_probability(partial(_joined, pieces), [score for _, score in reply.scored])
+            yield Answer(prompt, sample, reply.text, confidence, reply.tokens)
+
+
+def _joined(pieces: Sequence[str], start: int) -> str:
+    return "".join(pieces[start:])
+
+
+def _verdict_probability(tail: Callable[[int], str], logprobs: Sequence[float]) -> float | None:
+    """The probability of the token that holds the verdict's letter; ``None`` without one.
+
+    Args:
+        tail: The text from a token on.
+        logprobs: Of all tokens.
+    """
+    for start in range(len(logprobs) - 1, max(-1, len(logprobs) - _TAIL), -1):
+        if _VERDICT.search(tail(start)):
+            return min(1.0, math.exp(logprobs[start]))
+    return None

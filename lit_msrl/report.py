@@ -6,29 +6,24 @@ Pictures are embedded, so every medium of a card must be decoded.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from io import BytesIO
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from lit_msrl.cards import JudgementCard, as_shown
+from lit_msrl.curves import Curve, charts
 from lit_msrl.outputs import write_whole
-from lit_msrl.prompts import JudgingPrompt, parse
-from lit_msrl.types import TASK_TYPES, Media
-
-Curve = tuple[Sequence[int], Sequence[float]]  # steps, values
+from lit_msrl.types import TASK_TYPES
 
 ARMS = {"base": "Base", "generative_baseline": "Generative baseline", "msrl": "MSRL"}
 STAGES = {
@@ -40,15 +35,6 @@ STAGES = {
     "stage3": "Stage 3 · visual RL",
 }
 VIEWS = ("text", "caption", "visual")
-_HEADLINE_TAGS = (
-    "accuracy",
-    "reward",
-    "loss",
-    "length",
-)  # what the first charts of a stage show, in this order
-_BOOKKEEPING_TAGS = {"epoch", "hp_metric"}
-_PIXEL_ART = 128  # pictures up to this size are shown enlarged, their pixels kept square
-_LARGEST_SIDE, _LONGEST_STRIP, _LONGEST_CURVE = 512, 8, 400
 
 
 @dataclass(frozen=True)
@@ -70,25 +56,6 @@ class StageSummary:
     seconds: float
     accuracy_after: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class JudgementCard:
-    """A judgement to look at.
-
-    Attributes:
-        prompt: What the judge was shown, its media decoded.
-        text: What it wrote.
-        correct: Whether it chose the better candidate.
-        rewards: What the completion earned, by reward.
-        arm: The judge.
-    """
-
-    prompt: JudgingPrompt
-    text: str
-    correct: bool
-    rewards: Mapping[str, float]
-    arm: str
 
 
 @dataclass(frozen=True)
@@ -114,15 +81,6 @@ class RunSummary:
     seed: int
     versions: Mapping[str, str]
     settings: Mapping[str, Any]
-
-
-def read_curves(log_dir: Path) -> dict[str, Curve]:
-    """Every scalar in a folder's TensorBoard event files, by tag: ``(steps, values)``."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
-
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0}).Reload()
-    scalars = {tag: events.Scalars(tag) for tag in sorted(events.Tags()["scalars"])}
-    return {tag: ([e.step for e in points], [e.value for e in points]) for tag, points in scalars.items()}
 
 
 def write_report(folder: Path, run: RunSummary) -> Path:
@@ -195,8 +153,8 @@ def _page(run: RunSummary) -> str:
         run=run,
         tasks=_tasks(run),
         ladders=_ladders(run.stages),
-        charts=[(stage, _charts(stage.curves)) for stage in run.stages if stage.curves],
-        cards=[_card(card) for card in run.cards],
+        charts=[(stage, charts(stage.curves)) for stage in run.stages if stage.curves],
+        cards=[as_shown(card) for card in run.cards],
         views=VIEWS,
     )
 
@@ -231,98 +189,6 @@ def _ladders(stages: Sequence[StageSummary]) -> list[dict[str, Any]]:
     lowest = min((value for stage in measured for value in stage.accuracy_after.values()), default=0.5)
     floor = min(0.4, math.floor(10 * lowest) / 10)
     return [{"arm": arm, "stages": steps, "floor": floor} for arm, steps in ladders if steps]
-
-
-def _charts(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
-    def rank(tag: str) -> tuple[int, str]:
-        return next((i for i, word in enumerate(_HEADLINE_TAGS) if word in tag), len(_HEADLINE_TAGS)), tag
-
-    shown = [tag for tag in sorted(curves, key=rank) if tag not in _BOOKKEEPING_TAGS]
-    return [chart for tag in shown if (chart := _chart(tag, curves[tag])) is not None]
-
-
-def _chart(tag: str, curve: Curve) -> dict[str, Any] | None:
-    """A curve in a 100 x 100 box, as it was and smoothed; ``None`` where there is no curve to draw."""
-    steps, values = (np.asarray(axis, dtype=float) for axis in curve)
-    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
-    if len(steps) < 2 or steps[0] == steps[-1]:
-        return None
-    smooth = _smooth(values)
-    share = "accuracy" in tag
-    low, high = (0.0, 1.0) if share else (float(values.min()), float(values.max()))
-    thin = np.linspace(0, len(steps) - 1, min(len(steps), _LONGEST_CURVE)).astype(int)
-    x = 100 * (steps - steps[0]) / (steps[-1] - steps[0])
-
-    def points(series: np.ndarray) -> str:
-        y = 96 - 92 * (series - low) / ((high - low) or 1.0)
-        return " ".join(f"{x[i]:.2f},{y[i]:.2f}" for i in thin)
-
-    return {
-        "tag": tag, "raw": points(values), "smooth": points(smooth), "value": f"{smooth[-1]:.3g}",
-        "chance": share,
-        "low": f"{low:.2g}", "high": f"{high:.2g}", "first": int(steps[0]), "last": int(steps[-1]),
-    }  # fmt: skip
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """A centred Hann-weighted mean over about a sixth of the curve."""
-    window = np.hanning(2 * (len(values) // 12) + 3)[1:-1]
-    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
-
-
-def _card(card: JudgementCard) -> dict[str, Any]:
-    """What a card shows: the evidence, the candidates as A and B, and the judgement by section."""
-    prompt, example = card.prompt, card.prompt.example
-    judgement = parse(card.text, prompt.tags)
-    turn = (lambda pair: pair[::-1]) if prompt.swapped else (lambda pair: pair)
-    captions = turn(example.captions) if example.is_generation else example.captions
-    shown = [_exhibit(*pair) for pair in zip_longest(prompt.media, captions)]
-    candidates = [_Exhibit(words=text) for text in turn(example.candidates)] if example.candidates else shown
-    return {
-        "card": card, "question": example.prompt, "exhibits": [] if example.is_generation else shown,
-        "candidates": dict(zip("AB", candidates, strict=True)),
-        "chosen": judgement.answer, "preferred": prompt.label,
-        "sections": [(tag, judgement.sections[tag]) for tag in prompt.tags] if judgement.well_formed else [],
-    }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Exhibit:
-    """Something the judge was shown: words, a caption, a picture or a clip."""
-
-    words: str | None = None
-    caption: str | None = None
-    frames: Sequence[str] = ()
-    motion: str | None = None
-    pixelated: bool = False
-
-
-def _exhibit(media: Media | None, caption: str | None) -> _Exhibit:
-    if media is None:
-        return _Exhibit(caption=caption)
-    frames = [_fit(frame) for frame in media.frames]
-    strip = np.linspace(0, len(frames) - 1, min(len(frames), _LONGEST_STRIP)).astype(int)
-    return _Exhibit(
-        caption=caption or media.kind,
-        frames=[_data_uri([frames[i]], "png") for i in strip],
-        motion=_data_uri(frames, "gif") if len(frames) > 1 else None,
-        pixelated=max(media.frames[0].size) <= _PIXEL_ART,
-    )
-
-
-def _fit(frame: Image.Image) -> Image.Image:
-    frame = frame.convert("RGB")
-    frame.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-    return frame
-
-
-def _data_uri(frames: Sequence[Image.Image], kind: str) -> str:
-    buffer = BytesIO()
-    motion = (
-        {"save_all": True, "append_images": frames[1:], "duration": 500, "loop": 0} if len(frames) > 1 else {}
-    )
-    frames[0].save(buffer, kind, **motion)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _title(name: str, titles: Mapping[str, str]) -> str:

@@ -121,7 +121,8 @@ class ConsistencyReward(Reward):
             raise ValueError(
                 f"ConsistencyReward: example {alone!r} is shown in one order only; set model.both_orders"
             )
-        return right * torch.tensor([sum(other) / len(other) for other in others if other])
+        shares = [sum(other) / len(other) for other in others if other]
+        return right * torch.tensor(shares, dtype=torch.float32)
 
 
 class Scores(NamedTuple):

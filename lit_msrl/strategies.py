@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,8 @@ class FSDP2(ModelParallelStrategy):
         cpu_offload: Keep weights, gradients and optimizer states in host memory, and step there.
         sharded_checkpoints: Every rank writes its part, and a checkpoint is a folder; otherwise the first
             rank gathers everything and writes one file, which takes its host that much memory.
+        timeout: How long a rank waits for the others before the run ends, as ``0:10:00``; longer than the
+            slowest step, validation or checkpoint of any rank.
     """
 
     def __init__(
@@ -45,8 +48,11 @@ class FSDP2(ModelParallelStrategy):
         compute: Literal["bfloat16"] | None = None,
         cpu_offload: bool = False,
         sharded_checkpoints: bool = True,
+        timeout: timedelta = timedelta(minutes=30),  # noqa: B008 - it cannot be changed
     ) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=sharded_checkpoints)
+        super().__init__(
+            tensor_parallel_size=1, save_distributed_checkpoint=sharded_checkpoints, timeout=timeout
+        )
         self.compute = None if compute is None else torch.bfloat16
         self.cpu_offload = cpu_offload
 

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,9 +18,15 @@ Answer = tuple[int, dict[str, Any]] | tuple[int, dict[str, Any], dict[str, str]]
 Answering = Callable[[dict[str, Any]], Answer]  # hangs up if it raises a ConnectionError
 
 
-def said(text: str, tokens: int = 5) -> tuple[int, dict[str, Any]]:
-    """A chat completion that says this."""
+Scored = Sequence[tuple[str, float]]
+
+
+def said(text: str, tokens: int = 5, scored: Scored | None = None) -> tuple[int, dict[str, Any]]:
+    """A chat completion that says this; with ``scored`` it lists tokens and their log-probabilities."""
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    if scored is not None:
+        listed = [{"token": t, "logprob": s, "bytes": None, "top_logprobs": []} for t, s in scored]
+        choice["logprobs"] = {"content": listed, "refusal": None}
     usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
     return 200, {
         "id": "1",
@@ -32,9 +38,11 @@ def said(text: str, tokens: int = 5) -> tuple[int, dict[str, Any]]:
     }
 
 
-def refused(status: int, message: str, code: str | None = None) -> tuple[int, dict[str, Any]]:
+def refused(
+    status: int, message: str, code: str | None = None, param: str | None = None
+) -> tuple[int, dict[str, Any]]:
     """An error in the API's form."""
-    return status, {"error": {"message": message, "code": code, "type": "x", "param": None}}
+    return status, {"error": {"message": message, "code": code, "type": "x", "param": param}}
 
 
 class Server:

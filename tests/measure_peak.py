@@ -22,9 +22,9 @@ from lit_msrl.adapters import LoRA
 from lit_msrl.backbones.tiny import build_image_processor, build_model, build_tokenizer
 from lit_msrl.footprint import Memory, ModelSize, Step, estimate
 from lit_msrl.losses import GRPOLoss
-from lit_msrl.plan import size_of
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.recompute import recompute
+from lit_msrl.sizes import size_of
 from lit_msrl.types import PreferenceExample
 from tests.conftest import WORDS
 from tests.stages.test_rlvr import Stage, Uneven, trainer

@@ -15,7 +15,7 @@ from lit_msrl.judges import Answer, EndpointJudge, Judge, PolicyJudge
 from lit_msrl.prompts import JudgingPrompt, write
 from lit_msrl.types import PreferenceExample
 from tests.conftest import text_prompt, tiny_internvl
-from tests.endpoint import said, serving
+from tests.endpoint import refused, said, serving
 from tests.fakes import ScriptedEngine
 
 EXAMPLES = [PreferenceExample(f"e{i}", "text", "2+2?", 1, candidates=("4", "5")) for i in range(5)]
@@ -100,6 +100,36 @@ def test_an_endpoint_judges_what_it_is_shown():
     assert [r.preferred for r in found[:4]] == [2, 2, 1, 1]
     assert all((r.tokens, r.confidence) == (4, None) for r in found)
     assert len(server.requests) == 20
+
+
+def confidences(answer) -> list[float | None]:
+    with serving(answer) as server:
+        judge = EndpointJudge(Endpoint(server.url, "m", concurrency=1, retries=0), max_completion=9)
+        return [answer.confidence for answer in judge.answers([text_prompt("a")], range(2))]
+
+
+def test_an_endpoints_confidence_is_that_of_the_verdicts_token():
+    """As a policy's is: the last letter before the closing tag, however the server cuts it into tokens."""
+    before = [("A</answer>", math.log(0.9)), ("no:", -1.0), ("<answer>", -2.0)]
+    text = "A</answer>no:<answer>B</answer>"
+    for end in ([("B", math.log(0.75)), ("</", -3.0), ("answer>", -4.0)], [("B</answer>", math.log(0.75))]):
+        found = confidences(lambda request, end=end: said(text, scored=before + end))
+        assert found == [pytest.approx(0.75)] * 2
+    assert confidences(lambda request: said("B?", scored=[("B", -1.0), ("?", -1.0)])) == [None, None]
+
+
+def test_an_endpoint_that_tells_no_probabilities_gives_no_confidence():
+    verdict = "<answer>B</answer>"
+    assert confidences(lambda request: said(verdict)) == [None, None]
+    assert confidences(lambda request: said(verdict, scored=[])) == [None, None]
+    asked = []
+
+    def refuses(request):
+        asked.append("logprobs" in request)
+        return refused(400, "not with this model", param="logprobs") if asked[-1] else said(verdict)
+
+    assert confidences(refuses) == [None, None]
+    assert asked == [True, False, False], "refused once, it is not asked for again"
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])

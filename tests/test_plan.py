@@ -7,14 +7,18 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_msrl.adapters import LoRA
-from lit_msrl.footprint import ModelSize, Step, estimate
-from lit_msrl.plan import Lengths, main, merged, model_size, read
+from lit_msrl.footprint import LOGIT_CHUNK, ModelSize, Step, estimate
+from lit_msrl.functional import token_logprobs
+from lit_msrl.plan import main, merged
 from lit_msrl.policy import GenerativeRMPolicy
+from lit_msrl.sizes import Lengths, device_count, model_size, read, size_of
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "experiments" / "configs"
@@ -118,6 +122,34 @@ class TestArithmetic:
         ]  # fmt: skip
 
 
+def test_memory_is_what_a_real_model_holds() -> None:
+    policy = GenerativeRMPolicy("tiny")
+    step = Step(
+        prompts=4, micro_batch=2, group=8, prompt_tokens=100, picture_tokens=0, completion_tokens=10,
+        has_reference=True,
+    )  # fmt: skip
+    memory = estimate(size_of(policy.model), step)
+    optimizer = torch.optim.AdamW([p for _, p in policy.parts()["language"]])
+    for _, parameter in policy.parts()["language"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    states = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+    weights = sum(p.numel() * 4 for p in policy.parameters())
+    moments = sum(t.numel() * t.element_size() for t in states)
+    assert memory.always == {"weights": weights, "optimizer": moments, "reference": weights}
+    assert memory.phases["optimizer step"]["gradients"] == moments / 2
+    batch = policy.encode_turns([("red " * 10, [])], ["x"])
+    layers = policy.read(batch).cache.layers
+    held = sum(t.numel() * 4 for layer in layers for t in (layer.keys, layer.values))  # type: ignore[attr-defined]
+    per_token = held / batch.input_ids.shape[1]
+    # a row of the prompt and its completions, and the prompt alone, of which it was made
+    assert memory.phases["sampling"]["KV cache"] == 4 * (100 + 8 * 10 + 100) * per_token
+
+
+def test_logits_are_counted_as_they_are_made() -> None:
+    assert signature(token_logprobs).parameters["chunk"].default == LOGIT_CHUNK
+
+
 class TestConfigurations:
     def test_a_size_is_that_of_the_model(self) -> None:
         size, policy = model_size("tiny", rank=4), GenerativeRMPolicy("tiny")
@@ -181,6 +213,17 @@ class TestConfigurations:
         auto.write_text("model: {micro_batch_size: auto}")
         _, step = read(merged([CONFIGS / "trainer" / "cpu.yaml", CONFIGS / "stage3.yaml", auto]), Lengths())
         assert step.micro_batch == 1
+
+    def test_a_scalar_is_of_one_candidate_and_writes_nothing(self) -> None:
+        files = [CONFIGS / "trainer" / "cpu.yaml", CONFIGS / "discriminative.yaml"]
+        _, step = read(merged(files), Lengths())
+        assert (step.prompts, step.completion_tokens, step.samples) == (32, 0, False)
+
+    def test_devices_are_those_of_all_nodes(self) -> None:
+        assert device_count({"accelerator": "cpu"}) == 1
+        assert device_count({"devices": [0, 2], "num_nodes": 3}) == 6
+        with pytest.raises(ValueError, match="no GPU here; say --devices"):
+            device_count({"accelerator": "gpu", "devices": "auto"})
 
     def test_a_missing_file_is_named(self) -> None:
         with pytest.raises(ValueError, match=r"nowhere\.yaml: no such configuration"):

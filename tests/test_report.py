@@ -13,11 +13,13 @@ from PIL import Image
 from rich.console import Console
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from lit_msrl import report
+from lit_msrl import cards, curves, report
+from lit_msrl.cards import JudgementCard
+from lit_msrl.curves import read_curves
 from lit_msrl.metrics import compare, summarise
 from lit_msrl.prompts import View, render, write
 from lit_msrl.records import JudgementRecord
-from lit_msrl.report import JudgementCard, RunSummary, StageSummary, print_table, read_curves, write_report
+from lit_msrl.report import RunSummary, StageSummary, print_table, write_report
 from lit_msrl.types import Media, PreferenceExample
 
 HOSTILE = """<script>alert(1)</script>"><img src=x onerror=alert(2)> {{ 7 * 7 }} & 'quoted'"""
@@ -188,26 +190,26 @@ def test_a_run_of_one_arm_without_stages_or_cards(tmp_path):
 
 
 def test_card_shows_candidates_in_the_order_the_judge_saw():
-    shown = report._card(card(IMAGE, swapped=True))
+    shown = cards.as_shown(card(IMAGE, swapped=True))
     assert [shown["candidates"][letter].words for letter in "AB"] == ["Blue.", "Red."]
     assert (shown["preferred"], shown["chosen"]) == ("B", "B")
-    clips, turned = report._card(card(CLIPS)), report._card(card(CLIPS, swapped=True))
+    clips, turned = cards.as_shown(card(CLIPS)), cards.as_shown(card(CLIPS, swapped=True))
     assert clips["candidates"]["A"] == turned["candidates"]["B"]
     assert clips["candidates"]["A"].caption == "blue, then green"
-    captioned = report._card(card(CLIPS, view="caption", swapped=True))
+    captioned = cards.as_shown(card(CLIPS, view="caption", swapped=True))
     assert captioned["candidates"]["A"].caption == "red, then green"
     assert not captioned["candidates"]["A"].frames
 
 
 def test_card_shows_a_broken_judgement_as_written(tmp_path):
-    assert report._card(card(text="<think>no end"))["sections"] == []
+    assert cards.as_shown(card(text="<think>no end"))["sections"] == []
     page = page_of(tmp_path, run(cards=[card(text="<think>no end")]))
     assert "As written <think>no end" in page.text
     assert "✗ wrong" in page.text
 
 
 def test_large_pictures_are_shrunk_and_not_pixelated():
-    large, small = (report._exhibit(Media("image", (picture("red", n),)), None) for n in (2000, 32))
+    large, small = (cards.exhibit(Media("image", (picture("red", n),)), None) for n in (2000, 32))
     assert small.pixelated
     assert not large.pixelated
     assert len(large.frames[0]) < 10_000
@@ -224,25 +226,25 @@ def test_ladder_climbs_from_the_base_to_each_arm():
 
 
 def test_chart_geometry():
-    chart = report._chart("reward/accuracy", ([10, 20, 30], [0.0, math.nan, 1.0]))
+    chart = curves.chart("reward/accuracy", ([10, 20, 30], [0.0, math.nan, 1.0]))
     assert chart is not None
     assert chart["raw"] == "0.00,96.00 100.00,4.00"
     assert (chart["first"], chart["last"], chart["low"], chart["high"]) == (10, 30, "0", "1")
-    assert report._chart("loss", ([1, 2], [3.0, 3.0])) is not None  # flat
-    assert report._chart("loss", ([1], [3.0])) is None
-    assert report._chart("loss", ([], [])) is None
+    assert curves.chart("loss", ([1, 2], [3.0, 3.0])) is not None  # flat
+    assert curves.chart("loss", ([1], [3.0])) is None
+    assert curves.chart("loss", ([], [])) is None
 
 
 def test_smoothing_keeps_a_constant_and_a_short_curve():
-    np.testing.assert_allclose(report._smooth(np.full(50, 3.0)), 3.0)
-    np.testing.assert_allclose(report._smooth(np.array([1.0, 5.0, 2.0])), [1.0, 5.0, 2.0])
-    assert report._smooth(np.tile([0.0, 1.0], 50)).std() < 0.1
+    np.testing.assert_allclose(curves.smoothed(np.full(50, 3.0)), 3.0)
+    np.testing.assert_allclose(curves.smoothed(np.array([1.0, 5.0, 2.0])), [1.0, 5.0, 2.0])
+    assert curves.smoothed(np.tile([0.0, 1.0], 50)).std() < 0.1
 
 
 def test_accuracy_comes_first_and_bookkeeping_never():
     line = ([0, 1], [0.0, 1.0])
     tags = ["epoch", "rlvr/clip", "loss", "reward/total", "val/accuracy", "hp_metric"]
-    shown = [chart["tag"] for chart in report._charts(dict.fromkeys(tags, line))]
+    shown = [chart["tag"] for chart in curves.charts(dict.fromkeys(tags, line))]
     assert shown == ["val/accuracy", "reward/total", "loss", "rlvr/clip"]
 
 

@@ -3,7 +3,7 @@
 Papers quote accuracies on "ShareGPTVideo", but the file they tested on is not published. This split is made
 from the public preferences (ShareGPTVideo/train_video_and_instruction, ``sft_dpo_17k.jsonl``): every clip
 whose id a hash puts into one part of seventeen, about 1,000 rows. **Numbers on it are comparable with each
-other, not with those papers.** Keep these clips out of training: ``held_out`` tells which they are.
+other, not with those papers.** The training adapter ``sharegptvideo_dpo`` leaves these clips out.
 
 Schema: ``video, chosen, rejected`` and ``prompt``, or, in the conversation form, ``conversations[0].value``
 beginning with ``<video>`` and ``chosen, rejected`` as turns. Label: ``chosen`` is better and candidate 1. A
@@ -14,7 +14,6 @@ Licence: Apache-2.0. Citation: Zhang et al., LLaVA-Hound-DPO, arXiv:2404.01258.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,26 +22,15 @@ from typing import Any, Literal
 from data_modules.benchmarks.shared import digest
 from data_modules.datasets import fields
 from data_modules.datasets.fields import Row
+from data_modules.datasets.sharegptvideo_dpo import clip_id, held_out
 from lit_msrl import ballots
 from lit_msrl.ballots import Judged, Records
 from lit_msrl.benchmark import Benchmark
 from lit_msrl.figures import Figure, share
 from lit_msrl.protocols import Protocol
-from lit_msrl.types import PreferenceExample
+from lit_msrl.types import Media, PreferenceExample
 
-_PARTS = 17
 _BETTER = re.compile(r"(?:Answer|Response|Video)\s+([12])\s+is\s+better", re.IGNORECASE)
-
-
-def held_out(video: str) -> bool:
-    """Whether a clip belongs to the split; never train on it.
-
-    Example:
-        >>> sum(held_out(f"v_{i}") for i in range(1700))
-        116
-    """
-    state = hashlib.blake2b(video.encode(), digest_size=4).digest()
-    return int.from_bytes(state, "big") % _PARTS == 0
 
 
 def to_example(row: Row) -> PreferenceExample | None:
@@ -54,7 +42,7 @@ def to_example(row: Row) -> PreferenceExample | None:
     if "responses" in row:
         return _test_row(row)
     video = fields.text(row, "video")
-    if not held_out(video):
+    if not held_out(clip_id(Media("video", video))):
         return None
     prompt = _prompt(row)
     candidates = _said(row, "chosen"), _said(row, "rejected")

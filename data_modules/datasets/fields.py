@@ -12,6 +12,12 @@ from lit_msrl.types import Media, Winner
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Pairs = Literal["best-worst", "all"]
+
+
+class HeldOut(Exception):
+    """A row that belongs to a benchmark's test split: it is left out of training, and counted."""
+
+
 _WORDS = {1: "one", 2: "two"}
 
 

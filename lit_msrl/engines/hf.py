@@ -53,7 +53,7 @@ def _decode(
     count, group = len(prefix.hidden), sampling.group_size
     shape = (count * group, sampling.max_length)
     ids = torch.full(shape, policy.tokenizer.pad_token_id, device=policy.device)
-    logprobs = torch.zeros(shape, device=policy.device)
+    logprobs = torch.zeros(shape, dtype=torch.float32, device=policy.device)
     mask = torch.zeros(shape, dtype=torch.bool, device=policy.device)
     slots = torch.arange(count * group, device=policy.device).view(
         count, group

@@ -1,4 +1,7 @@
-"""How many groups a forward and backward takes: as many as fit."""
+"""How many groups a forward and backward takes: as many as fit.
+
+What ``footprint`` estimates before a run is measured here, for the step's data and the free memory are there.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from lit_msrl.footprint import LOGIT_CHUNK, LOGIT_COPIES
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.rollout import Lesson
 from lit_msrl.strategies import local
@@ -18,7 +22,7 @@ from lit_msrl.strategies import local
 MicroBatchSize = int | Literal["auto"]
 SHARE = 0.8  # of the free memory that is planned with; the rest is for what is not foreseen
 BACKWARD = 1.3  # the backward's own tensors, with what the forward keeps (measured: 1.2)
-SCORED = 1024 * 3 * 4  # bytes per vocabulary entry while `token_logprobs` scores a chunk: three fp32 copies
+SCORED = LOGIT_CHUNK * LOGIT_COPIES * 4  # bytes per vocabulary entry while `token_logprobs` scores a chunk
 
 
 class MicroBatchPlan:
@@ -59,12 +63,14 @@ class MicroBatchPlan:
             return
         groups = [group for lesson in lessons for group in lesson.micro_batches(1)]
         largest = max(groups, key=group_tokens)
-        tokens = int(worst(torch.tensor(float(group_tokens(largest)), device=policy.device)))
+        tokens = int(worst(torch.tensor(group_tokens(largest), device=policy.device)))
         if tokens > self.measured_tokens:
             self.measured_tokens, self.group_bytes = tokens, kept_bytes(policy, largest)
         budget = SHARE * free_bytes(policy.device) - future_bytes(optimizer)
         budget -= SCORED * policy.head.weight.shape[0]
-        fits = torch.tensor(budget / (BACKWARD * max(self.group_bytes, 1)), device=policy.device)
+        fits = torch.tensor(
+            budget / (BACKWARD * max(self.group_bytes, 1)), dtype=torch.float32, device=policy.device
+        )
         self.groups = min(max(int(-worst(-fits)), 1), max(len(lesson.batch) for lesson in lessons))
 
     def halve(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_modules.benchmarks import find, load
-from data_modules.benchmarks.sharegptvideo import held_out
+from data_modules.datasets.sharegptvideo_dpo import held_out
 from lit_msrl.ballots import coin
 from lit_msrl.benchmark import score
 from lit_msrl.figures import calibrated_ties

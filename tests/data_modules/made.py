@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,6 +19,13 @@ def level(frame: Image.Image) -> int:
     pixel = frame.getpixel((16, 16))
     assert isinstance(pixel, tuple)
     return round(pixel[0] / 10)
+
+
+def photograph(seed: int, size: int = 256) -> Image.Image:
+    """Soft patches of colour, as a photograph has them."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    return coarse.resize((size, size), Image.Resampling.BICUBIC)
 
 
 class Numbers(Source):

@@ -6,16 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from data_modules.content import content_hash
-from experiments.doctor import main
+from experiments.doctor import checkpoint_bytes, main
 from experiments.settings import budget_of, policy_of, read_settings
+from lit_msrl.adapters import LoRA
 from lit_msrl.cli import run
-from lit_msrl.memory import Load, memory
+from lit_msrl.footprint import Step
 from lit_msrl.policy import GenerativeRMPolicy
+from lit_msrl.sizes import size_of
 from lit_msrl.types import Media
+from tests.benchmarks.made import VL_ROWS
+from tests.data_modules.made import photograph
 from tests.experiments.made import REALDATA, STAGES, write_rows
 
 ALONE = ["data.validation=null"]
@@ -87,6 +90,24 @@ def test_rows_without_captions_are_counted(stage, tmp_path: Path, capsys):
     assert "train: 8 of 40 rows have no caption" in said
 
 
+def test_pictures_of_a_benchmark_are_found_in_the_training_data(tmp_path: Path, capsys):
+    for i in range(14):
+        photograph(i).save(tmp_path / f"p{i}.png")
+    photograph(5).resize((100, 90)).save(tmp_path / "bench.jpg", quality=40)
+    photograph(90).save(tmp_path / "other.png")
+    rows = [{**TEXT, "id": f"t{i}", "image": f"p{i}.png"} for i in range(14)]
+    path = write_rows(tmp_path / "mine.jsonl", *rows)
+    names = ("bench.jpg", "other.png")
+    shown = [{**row, "image": name} for row, name in zip(VL_ROWS, names, strict=False)]
+    bench = write_rows(tmp_path / "bench.jsonl", *shown)
+    options = ["stage=stage3", *data(path), *ALONE, "data.batch_size=2"]
+    assert examine(*options, f"against_pictures=vl_rewardbench={bench}") == 1
+    (said,) = problems(capsys)
+    assert "1 training pictures look like those of vl_rewardbench=" in said
+    assert f"'t5' is '{VL_ROWS[0]['id']}" in said
+    assert examine(*options) == 0
+
+
 def test_long_prompts_are_counted_against_the_limit(tmp_path: Path, capsys):
     rows = [{**TEXT, "id": str(i), "prompt": LONG * (1 if i < 14 else 40)} for i in range(20)]
     path = write_rows(tmp_path / "mine.jsonl", *rows)
@@ -107,6 +128,9 @@ def test_a_coin_that_always_falls_alike_is_noticed(tmp_path: Path, capsys):
     ("options", "message"),
     [
         ([], "which stage?"),
+        (["config=experiments/configs/trainer/fsdp.yaml", "stage=stage1"], "no GPU here; say --devices"),
+        (["stage=stage3", "against_pictures=vl_rewardbench"], "name benchmark and data"),
+        (["stage=stage3", "against_pictures=nobench=x"], "unknown benchmark 'nobench'"),
         (["stage=stage1", "against=bench.jsonl"], "name a file and its column"),
         (["stage=stage1", "data.train=Rows", "data.train.path=absent.jsonl"], "absent.jsonl: no such file"),
     ],
@@ -132,24 +156,31 @@ def test_the_policy_on_paper_reads_and_weighs_like_the_real_one():
     )
 
 
-def test_memory_is_what_a_step_holds():
-    policy = GenerativeRMPolicy("tiny")
-    needed = memory(
-        policy, ["language"], Load(4, 2, 8, prompt_tokens=100, completion_tokens=10, reference=True)
-    )
-    optimizer = torch.optim.AdamW([p for _, p in policy.parts()["language"]])
-    for _, parameter in policy.parts()["language"]:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    states = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
-    assert needed["optimizer"] == sum(t.numel() * t.element_size() for t in states)
-    assert needed["gradients"] == needed["optimizer"] / 2
-    assert needed["weights"] == needed["reference"] == sum(p.numel() * 4 for p in policy.parameters())
-    batch = policy.encode_turns([("red " * 10, [])], ["x"])
-    layers = policy.read(batch).cache.layers
-    held = sum(t.numel() * 4 for layer in layers for t in (layer.keys, layer.values))  # type: ignore[attr-defined]
-    per_token = held / batch.input_ids.shape[1]
-    assert needed["keys and values while sampling"] == 4 * (100 + 8 * 10) * per_token
+@pytest.mark.parametrize(("rank", "trained"), [(0, {"language"}), (4, {"language"})])
+def test_a_checkpoint_takes_what_is_kept_of_the_model(rank, trained):
+    policy = GenerativeRMPolicy("tiny", LoRA(rank=rank) if rank else None)
+    policy.train_only(sorted(trained))
+    step = Step(
+        prompts=1, micro_batch=1, group=1, prompt_tokens=1, picture_tokens=0, completion_tokens=1,
+        trained=frozenset(trained),
+    )  # fmt: skip
+    kept = [p for p in policy.parameters() if p.requires_grad or not rank]
+    moments = 2 * sum(p.numel() * 4 for p in policy.parameters() if p.requires_grad)
+    size = size_of(GenerativeRMPolicy("tiny").model, rank)
+    assert checkpoint_bytes(size, step) == sum(p.numel() * 4 for p in kept) + moments
+
+
+def test_memory_follows_the_configuration(capsys):
+    def parts(*options: str) -> dict[str, str]:
+        assert examine("stage=stage3", "rows=4", "data.batch_size=2", *options) == 0
+        rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+        return {row[-2].strip(): row[-1].strip() for row in rows if len(row) == 3}
+
+    alone = parts()
+    assert {"weights", "optimizer", "KV cache", "gradients"} <= alone.keys()
+    assert "reference" in parts("model.loss.kl_coef=0.1").keys() - alone.keys()
+    files = ["config=experiments/configs/trainer/fsdp.yaml", "gib=80"]
+    assert "gathered weights" in parts(*files, "devices=8").keys() - alone.keys()
 
 
 @pytest.mark.skipif(not REALDATA.is_dir(), reason="the real files are not here")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from experiments import evaluate
 from lit_msrl.cli import run
@@ -227,15 +229,31 @@ def test_bad_data_is_one_line_and_leaves_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_picture_is_one_line(tmp_path, capsys):
-    rows = [{**row, "image": "absent.png"} for row in VL_ROWS[:2]]
+def test_missing_pictures_are_told_before_anything_is_judged(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
+    names = ["there.png", "there.png", "gone.png", "lost.png", "gone.png"]
+    rows = [{**row, "image": name} for row, name in zip(VL_ROWS, names, strict=False)]
     path = write_rows(tmp_path / "vl.jsonl", *rows)
     with serving(first) as server:
         args = ["--benchmark=vl_rewardbench", f"--data={path}", f"--out={tmp_path}/out", "--model=m"]
-        line = complaint(capsys, *args, f"--endpoint={server.url}")
-        assert not server.requests
-    assert f"{path} row 1 field 'image': " in line
-    assert f"{tmp_path}/absent.png: no such file" in line
+        line = complaint(capsys, *args, f"--endpoint={server.url}", "--batch_size=1", "--concurrency=1")
+        assert not server.requests, "though the first rows could have been judged"
+        assert not (tmp_path / "out" / "records.jsonl").exists()
+        assert "2 media files are missing, the first: " in line
+        assert re.search(rf"{path} row [345] field 'image': {tmp_path}/(gone|lost)\.png: no such file", line)
+        for name in ("gone.png", "lost.png"):
+            Image.new("RGB", (8, 8)).save(tmp_path / name)
+        call(*args, f"--endpoint={server.url}")
+        assert len(server.requests) == 10
+
+
+def test_addresses_are_not_read(tmp_path, capsys):
+    row = {**VL_ROWS[0], "image": "https://example.org/a.png"}
+    path = write_rows(tmp_path / "vl.jsonl", row)
+    args = ["--benchmark=vl_rewardbench", f"--data={path}", f"--out={tmp_path}/out", "--model=tiny"]
+    assert "https://example.org/a.png: is an address, and only files are read here" in complaint(
+        capsys, *args
+    )
 
 
 def test_a_dead_endpoint_is_one_line(data, tmp_path, capsys):

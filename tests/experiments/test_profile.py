@@ -13,7 +13,8 @@ from PIL import Image
 
 from experiments import bench_scaling as scaling
 from experiments.bench_scaling import HEADLINE, Point
-from experiments.profile_step import peak_flops, profile_step
+from experiments.profile_step import profile_step
+from experiments.profiled import peak_flops
 
 PEER_KEYS = {
     "peer", "prompts", "group", "completion", "threads", "step_seconds", "median_step_seconds", "peak_rss_gb",

@@ -13,10 +13,10 @@ import torch
 
 import lit_msrl.cli
 from lit_msrl.checkpoint_io import WholeCheckpoints
+from lit_msrl.curves import read_curves
 from lit_msrl.evaluation import load_weights
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import Judgement
-from lit_msrl.report import read_curves
 from tests.experiments.made import REALDATA, REPOSITORY, RL, SEEN, SHORT, STAGES, UNSEEN, call, command
 
 SHARES = ("accuracy/", "reward/accuracy", "reward/format", "validation/", "rollout/zero", "rollout/truncated")

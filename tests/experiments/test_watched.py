@@ -52,7 +52,7 @@ def test_every_number_is_there_for_every_step(run) -> None:
     by_task = {f"{name}/{task.replace(' ', '_')}" for name in REWARDS for task in TASK_TYPES}
     rates = {f"lr-AdamW/{part}" for part in PARTS}
     tags = set(events.Tags()["scalars"])
-    counted = {"epoch", "data/dropped", "data/shrunk", "steps/skipped"}
+    counted = {"epoch", "data/dropped", "data/held_out", "data/shrunk", "steps/skipped"}
     assert tags - by_task == SAMPLED | LEARNED | rates | counted
     shown = {tag.partition("/")[2] for tag in tags & by_task}
     assert "text" in shown

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from experiments.export import export, policy_of
+from lit_msrl.curves import read_curves
 from lit_msrl.evaluation import load_weights
 from lit_msrl.policy import GenerativeRMPolicy
-from lit_msrl.report import read_curves
 from tests.experiments.made import REPOSITORY, SHORT, UNSEEN
 
 pytestmark = pytest.mark.slow

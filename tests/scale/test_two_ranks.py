@@ -30,10 +30,8 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the ranks have left their checkpoints and what they saw."""
-    folder = tmp_path_factory.mktemp("two_ranks")
+def start(module: str, *args: str, logs: Path) -> list[subprocess.Popen]:
+    """Two ranks that run a module; each writes ``log_<rank>``."""
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -43,22 +41,52 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ranks = []
     for rank in range(2):
         environment = os.environ | shared | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.scale.two_ranks", str(folder)]
-        with (folder / f"log_{rank}").open("w") as log:
+        command = [sys.executable, "-m", module, *args]
+        with (logs / f"log_{rank}").open("w") as log:
             ranks.append(
                 subprocess.Popen(
                     command, env=environment, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT
                 )
             )
+    return ranks
+
+
+def end(ranks: list[subprocess.Popen]) -> None:
+    """End what may hang, because the other is gone."""
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ranks have left their checkpoints and what they saw."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    ranks = start("tests.scale.two_ranks", str(folder), logs=folder)
     try:
         codes = [rank.wait(timeout=600) for rank in ranks]
     finally:
-        for rank in ranks:  # one that hangs, because the other is gone
-            rank.kill()
-            rank.wait()
+        end(ranks)
     logs = "\n".join((folder / f"log_{rank}").read_text()[-3000:] for rank in range(2))
     assert codes == [0, 0], logs
     return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_rank_that_hangs_ends_the_others_with_one_line(strategy: str, tmp_path: Path) -> None:
+    ranks = start("tests.scale.hanging", strategy, str(tmp_path), logs=tmp_path)
+    try:
+        code = ranks[0].wait(timeout=300)
+        assert ranks[1].poll() is None, "it still sleeps"
+    finally:
+        end(ranks)
+    log = (tmp_path / "log_0").read_text()
+    assert code == 1, log
+    assert "second step" in log, "the first step went well"
+    (line,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: another rank died or hangs (")
+    assert line.endswith("; look at its output, and go on with --ckpt_path=last")
+    assert "Traceback" not in log
 
 
 @pytest.fixture(scope="module")

@@ -243,3 +243,20 @@ def test_rl_learns(tmp_path) -> None:
 
     trainer(tmp_path, max_steps=40, callbacks=[Watch()]).fit(stage, data())
     assert sum(totals[-5:]) / 5 > 5 * sum(totals[:5]) / 5
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_what_is_counted_and_earned_stays_in_32_bits(precision, tmp_path):
+    """Lightning's ``bf16-true`` makes bfloat16 the default type, in which 1.2 and 257 do not exist."""
+    stage = module(tiny_internvl(), reward=Uneven(), loss=GRPOLoss(aggregate="sequence"), max_completion=3)
+    trainer(tmp_path, precision=precision).fit(stage, data())
+    rollout = stage.last_rollout
+    exact = [
+        rollout.rewards,
+        rollout.advantages,
+        rollout.sampler_logprobs,
+        rollout.normalizer,
+        rollout.tokens,
+    ]
+    assert {tensor.dtype for tensor in exact if tensor is not None} == {torch.float32}
+    assert rollout.normalizer == len(rollout.rewards)
