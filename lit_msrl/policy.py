@@ -100,7 +100,7 @@ class GenerativeRMPolicy(nn.Module):
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.backbone = backbone_for(model.config, image_processor)
-        self.adapted, self.quantized = lora is not None, False
+        self.lora, self.quantized = lora, False
         self.departed: set[str] = set()  # parameters that differ, or may come to, from the base model's
         self.sharing: Sharing = "auto"
         model.set_attn_implementation({"text_config": attention.NAME})
@@ -112,6 +112,11 @@ class GenerativeRMPolicy(nn.Module):
         self._specials = sorted({tokenizer.decode([i]) for i in special}, key=len, reverse=True)
 
     suppressed: Tensor
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the language model has adapters."""
+        return self.lora is not None
 
     @property
     def device(self) -> torch.device:

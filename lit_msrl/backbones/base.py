@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -100,6 +101,15 @@ class Backbone(ABC):
             yield {k: v for k, v in media.items() if k != "features"} | {"pixel_values": features}
         finally:
             delattr(owner, method)
+
+    def write_processor(self, tokenizer: Any, folder: Path) -> None:
+        """Write tokenizer and image processor as transformers' processor classes, and vLLM, read them."""
+        tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    def processor_options(self) -> dict[str, Any]:
+        """What such a processor must be told on each call to do what `preprocess` does."""
+        return {}
 
     def position_ids(
         self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Tensor]

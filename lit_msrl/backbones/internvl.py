@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_msrl.backbones.base import Backbone
+
+PROCESSOR_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
 
 
 class InternVL(Backbone):
@@ -67,6 +76,19 @@ class InternVL(Backbone):
     def as_seen(self, features: Tensor) -> Any:
         """As of one large tile."""
         return SimpleNamespace(pooler_output=features[None])
+
+    def write_processor(self, tokenizer: Any, folder: Path) -> None:
+        """Also how many tokens a tile is, and the names by which the processor asks for its own."""
+        super().write_processor(tokenizer, folder)
+        about = {"processor_class": "InternVLProcessor", "image_seq_length": self.config.image_seq_length}
+        (folder / "processor_config.json").write_text(json.dumps(about))
+        file = folder / "tokenizer_config.json"
+        settings = json.loads(file.read_text()) | {"model_specific_special_tokens": PROCESSOR_TOKENS}
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False))
+
+    def processor_options(self) -> dict[str, Any]:
+        """Tiles or not: the processor class cuts tiles whatever the image processor's configuration says."""
+        return {"crop_to_patches": self.image_processor.crop_to_patches}
 
     def vision_layers(self, model: Any) -> Sequence[nn.Module]:
         """Of InternViT."""

@@ -1,0 +1,140 @@
+"""What an engine must pass before a run relies on it: it computes what the policy computes, and it sees.
+
+Seconds long. A sampler with an old head, another template, other pixels or another temperature writes fluent
+text all the same; the run would learn from it, badly, without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_msrl.engines.base import Completions, Sampling
+from lit_msrl.policy import GenerativeRMPolicy, PromptBatch
+from lit_msrl.prompts import JudgingPrompt
+from lit_msrl.strategies import gathered
+from lit_msrl.types import Media
+
+LENGTH = 64  # tokens of a completion that is compared: so many that a picture matters to some of them
+TOLERANCE = {True: 0.05, False: 1e-3}  # nats a token, in 16 and in 32 bits, as for shared prompts
+GREY = (127, 127, 127)
+
+
+class Generate(Protocol):
+    """``RolloutEngine.generate``."""
+
+    def __call__(
+        self,
+        policy: GenerativeRMPolicy,
+        prompts: Sequence[JudgingPrompt],
+        batch: PromptBatch,
+        *,
+        sampling: Sampling,
+        seed: int,
+    ) -> Completions:
+        """Draw completions."""
+        ...
+
+
+class StartUpChecks:
+    """Compares an engine with the policy at its start and after the first step, on a prompt of the run.
+
+    The prompt is the first that has media, or else the first. Then, once, its media are made grey: the policy
+    must find other log-probabilities than the engine had found with them.
+
+    Args:
+        half: The policy or the engine computes in 16 bits.
+    """
+
+    def __init__(self, *, half: bool) -> None:
+        self.tolerance = TOLERANCE[half]
+        self.agreed, self.sees = 0, False
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        generate: Generate,
+        policy: GenerativeRMPolicy,
+        prompts: Sequence[JudgingPrompt],
+        sampling: Sampling,
+    ) -> None:
+        """Check after weights were sent; on several ranks all call it.
+
+        Raises:
+            ValueError: The engine computes something else, or pictures make no difference.
+        """
+        prompt = next((p for p in prompts if p.media), prompts[0])
+        with gathered(policy):  # entered by all ranks each time; what follows talks to no other
+            if self.agreed < 2 or (prompt.media and not self.sees):
+                drawn, error = self.compare(generate, policy, prompt, sampling)
+                self.agreed += 1
+                if prompt.media and not self.sees:
+                    self.blank(policy, prompt, drawn, error, _plain(sampling))
+                    self.sees = True
+
+    def compare(
+        self, generate: Generate, policy: GenerativeRMPolicy, prompt: JudgingPrompt, sampling: Sampling
+    ) -> tuple[Completions, float]:
+        """Completions of a prompt, and by how much engine and policy differ, in nats a token."""
+        wanted, batch = _plain(sampling), policy.encode([prompt])
+        drawn = generate(policy, [prompt], batch, sampling=wanted, seed=0)
+        error = _difference(_logprobs(policy, batch, drawn, wanted), drawn)
+        if not error <= self.tolerance:  # also where it is NaN
+            when = "at its start" if self.agreed == 0 else "after weights were sent"
+            raise ValueError(
+                f"the engine and the policy differ by {error:.2g} nats a token {when} (allowed: "
+                f"{self.tolerance:g}), on example {prompt.example.id!r} with {len(prompt.media)} media: the "
+                "engine does not compute what is trained; use HFEngine, or report this with your model's name"
+            )
+        return drawn, error
+
+    @staticmethod
+    def blank(
+        policy: GenerativeRMPolicy,
+        prompt: JudgingPrompt,
+        drawn: Completions,
+        error: float,
+        sampling: Sampling,
+    ) -> None:
+        """Grey media must change what the policy makes of what the engine wrote with the real ones."""
+        batch = policy.encode([replace(prompt, media=tuple(grey(medium) for medium in prompt.media))])
+        effect = _difference(_logprobs(policy, batch, drawn, sampling), drawn)
+        if not effect > 4 * error:
+            raise ValueError(
+                f"greying the media of example {prompt.example.id!r} changes log-probabilities by "
+                f"{effect:.2g} nats a token, no more than engine and policy differ ({error:.2g}): pictures "
+                "do not reach the model; check that its image processor and chat template belong to it"
+            )
+
+
+def grey(medium: Media) -> Media:
+    """The same picture or clip with nothing on it."""
+    return Media(medium.kind, tuple(Image.new("RGB", frame.size, GREY) for frame in medium.frames))
+
+
+def _plain(sampling: Sampling) -> Sampling:
+    """Two completions from the whole distribution, at the run's temperature unless that is greedy."""
+    return Sampling(2, min(LENGTH, sampling.max_length), sampling.temperature or 1.0)
+
+
+def _logprobs(
+    policy: GenerativeRMPolicy, batch: PromptBatch, drawn: Completions, sampling: Sampling
+) -> Tensor:
+    was_training = policy.training
+    policy.eval()
+    try:
+        found, _ = GenerativeRMPolicy.logprobs(  # not the method FSDP2 wraps, which talks to other ranks
+            policy, batch, drawn.ids, drawn.mask, temperature=sampling.temperature
+        )
+    finally:
+        policy.train(was_training)
+    return found
+
+
+def _difference(logprobs: Tensor, drawn: Completions) -> float:
+    return float((logprobs - drawn.logprobs).abs().sum() / drawn.mask.sum())
