@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file
 from lit_msrl.adapters import LoRA, is_adapter
 from lit_msrl.cli import run
 from lit_msrl.curves import read_curves
+from lit_msrl.engines.weights import adapter_weights
 from lit_msrl.evaluation import read_checkpoint, take_weights
 from lit_msrl.policy import EMBEDDED, GenerativeRMPolicy
 
@@ -98,7 +99,7 @@ def export(run_or_checkpoint: str, folder: str, *, merge: bool = True) -> Path:
             LoRA.merge(policy.model)
         policy.model.save_pretrained(target)
     elif lora is not None:
-        lora.save(policy.model, str(target), source)
+        lora.save(dict(adapter_weights(policy)), str(target), source)
     for name in UNCHANGED:
         if path := cached_file(source, name, _raise_exceptions_for_missing_entries=False):
             shutil.copyfile(path, target / name)

@@ -1,6 +1,6 @@
 """The whole of MSRL and its baseline, stage after stage, then the report.
 
-python experiments/pipeline.py [--seed=1]
+python experiments/pipeline.py [--seed=1] [--model.engine=VLLMEngine]
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import os
 import platform
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import auto_cli
 
@@ -21,7 +22,7 @@ from data_modules import World
 from lit_msrl.cards import JudgementCard
 from lit_msrl.cli import newest, run
 from lit_msrl.curves import read_curves
-from lit_msrl.engines import HFEngine
+from lit_msrl.engines import HFEngine, RolloutEngine, VLLMEngine
 from lit_msrl.evaluation import judge, load_weights
 from lit_msrl.metrics import compare, summarise
 from lit_msrl.outputs import refuse_other_settings, write_whole
@@ -38,6 +39,7 @@ ARMS = {
 }
 FRAMES = 3
 MAX_COMPLETION = 144
+ENGINES: dict[str, type[RolloutEngine]] = {"HFEngine": HFEngine, "VLLMEngine": VLLMEngine}
 PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets")
 VIEWS: dict[str, tuple[View, list[str]]] = {
     "text": ("caption", ["text"]),
@@ -46,10 +48,25 @@ VIEWS: dict[str, tuple[View, list[str]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Model:
+    """What all stages and all evaluations share.
+
+    Attributes:
+        engine: What samples.
+    """
+
+    engine: Literal["HFEngine", "VLLMEngine"] = "HFEngine"
+
+
+DEFAULT = Model()
+
+
 def pipeline(
     outputs: str = "outputs/demo",
     seed: int = 0,
     *,
+    model: Model = DEFAULT,
     test_size: int = 400,
     ladder_size: int = 96,
     options: list[str] | None = None,
@@ -61,6 +78,7 @@ def pipeline(
     Args:
         outputs: Folder of all results.
         seed: Seed of data, order and sampling.
+        model: What samples, in all stages and evaluations.
         test_size: Held-out examples of the four multimodal tasks that decide between the arms, each judged in
             both orders.
         ladder_size: Held-out examples per view that follow the judge from stage to stage.
@@ -69,21 +87,22 @@ def pipeline(
     Returns:
         The place of ``report.html``.
     """
-    folder = Path(outputs)
-    settings = {"seed": seed, "test_size": test_size, "ladder_size": ladder_size, "options": options or []}
+    folder, engine = Path(outputs), ENGINES[model.engine]()
+    options = [*([] if model == DEFAULT else [f"--model.engine={model.engine}"]), *(options or [])]
+    settings = {"seed": seed, "test_size": test_size, "ladder_size": ladder_size, "options": options}
     settings["base"] = (EMBEDDED / "SHA256SUMS").read_text().split()[0]
     refuse_other_settings(folder, settings, option="--outputs")
-    stages = [StageSummary("base", "base", 0, 0.0, ladder(folder, "base", None, ladder_size))]
+    stages = [StageSummary("base", "base", 0, 0.0, ladder(folder, "base", None, ladder_size, engine))]
     for arm, names in ARMS.items():
         for name in names:
-            done = train(folder, name, seed, options or [])
-            after = ladder(folder, name, newest(folder, name), ladder_size)
+            done = train(folder, name, seed, options)
+            after = ladder(folder, name, newest(folder, name), ladder_size, engine)
             stages.append(
                 StageSummary(name, arm, done["steps"], done["seconds"], after, curves(folder, name))
             )
-    records = {"base": measure(folder, "base", None, test_size)}
+    records = {"base": measure(folder, "base", None, test_size, engine)}
     for arm, names in ARMS.items():
-        records[arm] = measure(folder, arm, newest(folder, names[-1]), test_size)
+        records[arm] = measure(folder, arm, newest(folder, names[-1]), test_size, engine)
     summary = summarise_run(folder, records, stages, seed, test_size)
     page = write_report(folder, summary)
     print_table(summary, page)
@@ -109,7 +128,9 @@ def train(folder: Path, name: str, seed: int, options: list[str]) -> dict[str, A
     return done
 
 
-def ladder(folder: Path, name: str, checkpoint: Path | None, size: int) -> dict[str, float]:
+def ladder(
+    folder: Path, name: str, checkpoint: Path | None, size: int, engine: RolloutEngine
+) -> dict[str, float]:
     """Accuracy after a stage on held-out text, captions and pixels (validation split, one order)."""
     path = folder / "evaluations" / f"after_{name}.json"
     if not path.is_file():
@@ -120,6 +141,7 @@ def ladder(folder: Path, name: str, checkpoint: Path | None, size: int) -> dict[
                 tasks,
                 shown,
                 size,
+                engine,
                 split="validation",
                 both_orders=False,
                 title=f"after {name}: {view}",
@@ -129,13 +151,15 @@ def ladder(folder: Path, name: str, checkpoint: Path | None, size: int) -> dict[
     return json.loads(path.read_text())
 
 
-def measure(folder: Path, arm: str, checkpoint: Path | None, size: int) -> list[JudgementRecord]:
+def measure(
+    folder: Path, arm: str, checkpoint: Path | None, size: int, engine: RolloutEngine
+) -> list[JudgementRecord]:
     """An arm's judgements of the test scenes, in both orders, from pixels."""
     path = folder / "evaluations" / f"{arm}.jsonl"
     if not path.is_file():
         tasks = list(TASK_TYPES[1:])
         records = verdicts(
-            checkpoint, tasks, "visual", size, split="test", both_orders=True, title=f"test: {arm}"
+            checkpoint, tasks, "visual", size, engine, split="test", both_orders=True, title=f"test: {arm}"
         )
         write_whole(path, "".join(json.dumps(record.to_json()) + "\n" for record in records))
     return [JudgementRecord.from_json(json.loads(line)) for line in path.read_text().splitlines()]
@@ -146,6 +170,7 @@ def verdicts(
     tasks: list[Any],
     view: View,
     size: int,
+    engine: RolloutEngine,
     *,
     split: Any,
     both_orders: bool,
@@ -156,7 +181,7 @@ def verdicts(
     if checkpoint is not None:
         load_weights(policy, checkpoint)
     return judge(
-        policy, HFEngine(), test_examples(tasks, size, split), view=view, style="compact",
+        policy, engine, test_examples(tasks, size, split), view=view, style="compact",
         max_completion=MAX_COMPLETION, both_orders=both_orders, title=title,
     )  # fmt: skip
 

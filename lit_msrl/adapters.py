@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -57,11 +57,11 @@ class LoRA:
             layer.merge()
             model.set_submodule(name, layer.get_base_layer())
 
-    def save(self, model: nn.Module, folder: str, base: str) -> None:
-        """Write the adapters alone, as peft and transformers read them.
+    def save(self, weights: Mapping[str, Tensor], folder: str, base: str) -> None:
+        """Write the adapters alone, as peft, transformers and vLLM read them.
 
         Args:
-            model: Has the adapters.
+            weights: The adapters, as peft names them (``engines.weights.adapter_weights``).
             folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``.
             base: Hub id or folder of the model they belong to.
         """
@@ -70,12 +70,8 @@ class LoRA:
         config = self.config()
         config.base_model_name_or_path, config.inference_mode = base, True
         config.save_pretrained(folder)
-        weights = {
-            f"base_model.model.{name.replace('.default.', '.')}": tensor.detach().contiguous()
-            for name, tensor in model.state_dict().items()
-            if is_adapter(name)
-        }
-        save_file(weights, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
+        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(tensors, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
 
 
 @dataclass

@@ -2,5 +2,6 @@
 
 from lit_msrl.engines.base import Completions, RolloutEngine, Sampling
 from lit_msrl.engines.hf import HFEngine
+from lit_msrl.engines.vllm import VLLMEngine
 
-__all__ = ["Completions", "HFEngine", "RolloutEngine", "Sampling"]
+__all__ = ["Completions", "HFEngine", "RolloutEngine", "Sampling", "VLLMEngine"]

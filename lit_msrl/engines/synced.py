@@ -53,11 +53,13 @@ class SyncedEngine(RolloutEngine):
         with isolate_rng():  # a resumed run starts its engine again, and must go on as if it had not
             if self.synchronise(policy) and self.checks is not None:
                 self.checks(self.draw, policy, prompts, sampling)
-            return self.draw(policy, prompts, batch, sampling=sampling, seed=seed)
+            completions = self.draw(policy, prompts, batch, sampling=sampling, seed=seed)
+            self.rest()
+            return completions
 
     def synchronise(self, policy: GenerativeRMPolicy) -> bool:
         """Send what has changed since the last time, everything the first time; returns whether it did."""
-        if self.served is not policy:
+        if not self.serves(policy):
             self.start(policy)
             half = self.half or policy.head.weight.dtype in HALF
             self.checks = StartUpChecks(half=half) if self.check else None
@@ -71,6 +73,13 @@ class SyncedEngine(RolloutEngine):
             self.send_adapters(policy, adapter_weights(policy))
         self.sent = now
         return True
+
+    def serves(self, policy: GenerativeRMPolicy) -> bool:
+        """Whether the sampler has some weights of this policy."""
+        return self.served is policy
+
+    def rest(self) -> None:  # noqa: B027 - most have nothing to do
+        """Give back what is not needed while the policy learns."""
 
     @property
     @abstractmethod

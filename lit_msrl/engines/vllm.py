@@ -1,0 +1,232 @@
+"""Sampling with vLLM in the training process, which lends it the device while it samples."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from lit_msrl.engines.base import Completions, Sampling
+from lit_msrl.engines.synced import HALF, SyncedEngine
+from lit_msrl.engines.vllm_sampler import Sampler
+from lit_msrl.engines.vllm_sums import Sum
+from lit_msrl.engines.weights import Named
+from lit_msrl.policy import SUPPRESSED, GenerativeRMPolicy, PromptBatch, pad_right
+from lit_msrl.prompts import JudgingPrompt
+
+IDS = itertools.count(1)  # of adapters: vLLM must never have seen one before
+
+
+class VLLMEngine(SyncedEngine):
+    """Samples with vLLM 0.32 in this process, on the same device.
+
+    A prompt is sent once for its group, with its pictures as they are; vLLM reads it once (prefix cache).
+    Weights are handed over in memory before sampling, if they have changed: all of them, or only the
+    adapters where nothing else trains. Weights in 4 bits are served as the plain numbers they stand for.
+    After each time the sums of what vLLM holds are compared with the sums of what was sent.
+
+    On a GPU vLLM sleeps while the policy learns: its weights move to the host, its cache is dropped, and
+    both come back in turn, weights, then what has changed, then the cache. On a CPU vLLM cannot sleep; its
+    cache (``kv_cache_gib``) and its copy of the weights stay.
+
+    Each rank of several has a vLLM of its own, for its own prompts; none is spread over several devices.
+
+    Args:
+        check: Compare with the policy at the start and after the first step (``StartUpChecks``).
+        gpu_memory: The part of a GPU's memory that vLLM may take, weights and cache together.
+        kv_cache_gib: The cache on a CPU, in GiB.
+        dtype: vLLM computes in ``float32``, ``bfloat16`` or ``float16``; by default as the policy's weights.
+        eager: Run without CUDA graphs: starts sooner, samples slower. On a CPU it always does.
+        timeout: Seconds for a call of vLLM (its start, a transfer of weights, the completions of a step)
+            after which the run ends with a message instead of waiting.
+    """
+
+    def __init__(
+        self,
+        *,
+        check: bool = True,
+        gpu_memory: float = 0.3,
+        kv_cache_gib: int = 1,
+        dtype: str | None = None,
+        eager: bool = False,
+        timeout: float = 1800.0,
+    ) -> None:
+        super().__init__(check=check)
+        self.gpu_memory, self.kv_cache_gib, self.dtype = gpu_memory, kv_cache_gib, dtype
+        self.eager, self.timeout = eager, timeout
+        self.sampler: Sampler | None = None
+        self.adapter: Any = None
+
+    @property
+    def half(self) -> bool:
+        """Whether vLLM computes in 16 bits."""
+        return self.dtype is not None and getattr(torch, self.dtype) in HALF
+
+    # ---- starting and sending ----------------------------------------------------------------------------
+
+    def start(self, policy: GenerativeRMPolicy) -> None:
+        """Start vLLM without weights, or take the one that runs in this process if it fits."""
+        environment = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gib),
+        }
+        options = self._options(policy)
+        if "distributed_executor_backend" in options:
+            environment |= {
+                "RANK": str(torch.distributed.get_rank()),
+                "LOCAL_RANK": str(policy.device.index or 0),
+            }
+        self.sampler = Sampler.of(policy, options, timeout=self.timeout, environment=environment)
+        self.sampler.owner, self.adapter = self, None
+
+    def serves(self, policy: GenerativeRMPolicy) -> bool:
+        """Not if another engine has taken over, or ended, the vLLM of this process."""
+        mine = self.sampler is not None and self.sampler is Sampler.running and self.sampler.owner is self
+        return mine and super().serves(policy)
+
+    def _options(self, policy: GenerativeRMPolicy) -> dict[str, Any]:
+        on_gpu, text = policy.device.type == "cuda", policy.model.config.get_text_config()
+        options: dict[str, Any] = {
+            "load_format": "dummy",  # the weights are sent
+            "dtype": self.dtype or str(policy.head.weight.dtype).removeprefix("torch."),
+            "max_model_len": min(policy.max_length, text.max_position_embeddings),
+            "enforce_eager": self.eager or not on_gpu,
+            "enable_prefix_caching": True,
+            "enable_sleep_mode": on_gpu,
+            "gpu_memory_utilization": self.gpu_memory,
+            "generation_config": "vllm",  # nobody's defaults
+            "logprobs_mode": "processed_logprobs",  # of the distribution that was drawn from
+            "mm_processor_kwargs": policy.backbone.processor_options(),
+            "limit_mm_per_prompt": {"video": 0},  # clips are sent as their frames
+            "seed": 0,
+        }
+        if not on_gpu:  # a prompt read in pieces asks a CPU's generator for what it cannot do
+            options |= {"enable_chunked_prefill": False}
+            options |= {"max_num_batched_tokens": max(4096, options["max_model_len"])}
+        if policy.lora is not None:
+            options |= {"enable_lora": True, "max_lora_rank": _allowed_rank(policy.lora.rank), "max_loras": 1}
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            options["distributed_executor_backend"] = "external_launcher"
+        return options
+
+    def send_model(self, policy: GenerativeRMPolicy, weights: Iterator[Named]) -> None:
+        """See ``SyncedEngine``.
+
+        Raises:
+            ValueError: vLLM holds something else than what was sent.
+        """
+        sampler = self._sampler
+        sampler.call("waking up", lambda: sampler.wake("weights"))
+        sent = sampler.call("taking weights", lambda: sampler.reload(weights))
+        held = sampler.call("adding up its weights", lambda: sampler.held(list(sent)))
+        for name, (parts, total, rounding) in held.items():
+            expected = Sum(*map(sum, zip(*(sent[part] for part in parts), strict=True)))
+            _compare(name, expected, total, rounding)
+
+    def send_adapters(self, policy: GenerativeRMPolicy, weights: Iterator[Named]) -> None:
+        """See ``SyncedEngine``.
+
+        Raises:
+            ValueError: vLLM holds something else than what was sent.
+        """
+        assert policy.lora is not None
+        sampler, number, adapters = self._sampler, next(IDS), dict(weights)
+        sampler.call("waking up", lambda: sampler.wake("weights"))
+        with TemporaryDirectory(prefix="lit_msrl_adapter_") as folder:
+            policy.lora.save(adapters, folder, base="")
+            self.adapter = sampler.call("taking adapters", lambda: sampler.adapt(folder, number))
+        held = sampler.call("adding up its adapters", lambda: sampler.held_adapter(number))
+        for letter, scale in ("A", 1.0), ("B", policy.lora.alpha / policy.lora.rank):
+            own = [scale * t.to(sampler.dtype) for name, t in adapters.items() if f"lora_{letter}" in name]
+            _compare(f"lora_{letter}", Sum.of(own), held[letter].total, 1e-12)
+
+    # ---- drawing -----------------------------------------------------------------------------------------
+
+    def draw(
+        self,
+        policy: GenerativeRMPolicy,
+        prompts: Sequence[JudgingPrompt],
+        batch: PromptBatch,
+        *,
+        sampling: Sampling,
+        seed: int,
+    ) -> Completions:
+        """See ``SyncedEngine``."""
+        sampler, requests = self._sampler, [_request(policy, prompt) for prompt in prompts]
+
+        def generate() -> list[Any]:
+            parameters = [_parameters(policy, sampling, hash((seed, i)) % 2**62) for i in range(len(prompts))]
+            sampler.wake("weights")
+            sampler.wake("kv_cache")
+            sampler.llm.reset_prefix_cache()  # so that a draw does not depend on those before
+            return sampler.llm.generate(requests, parameters, use_tqdm=False, lora_request=self.adapter)
+
+        outputs = sampler.call("completions", generate)
+        return _completions(policy, [c for o in outputs for c in sorted(o.outputs, key=lambda c: c.index)])
+
+    def rest(self) -> None:
+        """Let vLLM sleep, where it can."""
+        self._sampler.call("going to sleep", self._sampler.sleep)
+
+    @property
+    def _sampler(self) -> Sampler:
+        assert self.sampler is not None
+        return self.sampler
+
+
+def _allowed_rank(rank: int) -> int:
+    """The smallest rank that vLLM has kernels for and that holds this one.
+
+    Example:
+        >>> _allowed_rank(4), _allowed_rank(24)
+        (8, 32)
+    """
+    return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)
+
+
+def _request(policy: GenerativeRMPolicy, prompt: JudgingPrompt) -> dict[str, Any]:
+    """A prompt with one placeholder for each picture, and the pictures."""
+    ids = policy.tokenizer(policy.chat(prompt.text, prompt.media), add_special_tokens=False)["input_ids"]
+    frames = [frame for medium in prompt.media for frame in medium.frames]
+    return {"prompt_token_ids": ids} | ({"multi_modal_data": {"image": frames}} if frames else {})
+
+
+def _parameters(policy: GenerativeRMPolicy, sampling: Sampling, seed: int) -> Any:
+    from vllm import SamplingParams  # pyright: ignore
+
+    return SamplingParams(
+        n=sampling.group_size,
+        seed=seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_length,
+        logit_bias=dict.fromkeys(policy.suppressed.tolist(), SUPPRESSED),
+        stop_token_ids=[policy.tokenizer.eos_token_id],
+        ignore_eos=True,  # of what the configuration may call so
+        logprobs=0,  # of the token drawn alone
+        detokenize=False,
+    )
+
+
+def _completions(policy: GenerativeRMPolicy, written: Sequence[Any]) -> Completions:
+    ids, mask = pad_right([one.token_ids for one in written], policy.tokenizer.pad_token_id, policy.device)
+    drawn = [
+        step[token].logprob
+        for one in written
+        for token, step in zip(one.token_ids, one.logprobs, strict=True)
+    ]
+    logprobs = torch.zeros(ids.shape, device=policy.device)
+    logprobs[mask] = torch.tensor(drawn, device=policy.device)
+    return Completions(ids, mask, logprobs)
+
+
+def _compare(name: str, sent: Sum, held: float, rounding: float) -> None:
+    if not abs(held - sent.total) <= rounding * sent.size:  # also where it is NaN
+        raise ValueError(
+            f"vLLM holds other weights than it was sent: {name} adds up to {held:.9g}, not to "
+            f"{sent.total:.9g}; use HFEngine, or report this with your model's name"
+        )

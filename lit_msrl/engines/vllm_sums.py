@@ -1,0 +1,101 @@
+"""What weights in vLLM add up to: it has them under other names, packed together, or in another layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+PACKED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"} | {
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+
+
+class Sum(NamedTuple):
+    """What a weight adds up to.
+
+    Attributes:
+        total: The sum of its numbers.
+        size: The sum of their magnitudes.
+    """
+
+    total: float
+    size: float
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor]) -> Sum:
+        """The sum of all."""
+        pairs = [(t.sum(dtype=torch.float64), t.abs().sum(dtype=torch.float64)) for t in tensors]
+        return cls(float(sum(total for total, _ in pairs)), float(sum(size for _, size in pairs)))
+
+
+class Held(NamedTuple):
+    """A weight of vLLM's model.
+
+    Attributes:
+        parts: The weights of the Hugging Face model that it is made of.
+        total: The sum of its numbers.
+        rounding: Of that sum, in parts of its magnitudes.
+    """
+
+    parts: list[str]
+    total: float
+    rounding: float
+
+
+def held_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Held]:
+    """What vLLM's model holds, by its own names.
+
+    Args:
+        model: vLLM's.
+        names: Of the weights that it was sent, as in the Hugging Face model.
+
+    Raises:
+        ValueError: The two have different weights.
+    """
+    modules = {name.replace(".base_layer", ""): module for name, module in model.named_modules()}
+    rename = model.hf_to_vllm_mapper.get_rename_mapper()  # type: ignore[union-attr, operator]
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        (new,) = rename.apply_list([name])
+        owner, _, leaf = new.rpartition(".")
+        if owner not in modules:
+            above, _, last = owner.rpartition(".")
+            owner = f"{above}.{PACKED.get(last, last)}"
+        if owner not in modules:
+            raise ValueError(f"vLLM's model has no place for {name}; sample with HFEngine")
+        parts.setdefault(f"{owner}.{leaf}", []).append(name)
+    own = {name.replace(".base_layer", "") for name, _ in model.named_parameters(remove_duplicate=False)}
+    if left_out := own - parts.keys():
+        raise ValueError(f"vLLM's model has a weight that was not sent: {min(left_out)}")
+    return {name: Held(those, *_total(modules, name)) for name, those in parts.items()}
+
+
+@torch.inference_mode()
+def _total(modules: Mapping[str, nn.Module], name: str) -> tuple[float, float]:
+    """The sum of a weight, and its rounding; of one that is packed for the CPU, as what it makes of ones."""
+    owner, _, leaf = name.rpartition(".")
+    module = modules[owner]
+    tensor: Tensor = getattr(module, leaf)
+    if leaf != "weight" or "cpu_linear" not in vars(module):
+        return Sum.of([tensor]).total, 1e-12
+    width = module.embedding_dim if "embedding_dim" in vars(module) else module.input_size_per_partition
+    ones = torch.ones(1, width, dtype=tensor.dtype)  # type: ignore[arg-type]
+    out = module.cpu_linear(ones, tensor, None)  # type: ignore[operator]
+    return float(out.sum(dtype=torch.float64)), float(torch.finfo(tensor.dtype).eps)
+
+
+def held_adapter(runner: Any, number: int) -> dict[str, Sum]:
+    """The sums of all first (``A``) and all second (``B``) matrices of adapters, these scaled."""
+    layers = runner.lora_manager._adapter_manager.get_adapter(number).loras.values()
+    first, second = [_several(one.lora_a) for one in layers], [_several(one.lora_b) for one in layers]
+    return {"A": Sum.of(chain.from_iterable(first)), "B": Sum.of(chain.from_iterable(second))}
+
+
+def _several(matrices: Any) -> list[Tensor]:
+    """A matrix, or those of a packed layer."""
+    return [m for m in matrices if m is not None] if isinstance(matrices, list) else [matrices]

@@ -1,0 +1,110 @@
+"""What of the vLLM engine needs no vLLM: giving up, refusing, reading what was written."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lit_msrl.engines import Sampling, VLLMEngine
+from lit_msrl.engines.vllm import _compare, _completions, _request
+from lit_msrl.engines.vllm_sampler import Sampler
+from lit_msrl.engines.vllm_sums import Sum, held_weights
+from tests.conftest import picture_prompt, text_prompt, tiny_internvl
+
+
+def test_a_call_that_hangs_is_given_up(tmp_path) -> None:
+    sampler, released = Sampler(tmp_path, "key", {}), threading.Event()
+    Sampler.running, sampler.timeout = sampler, 0.05
+    with pytest.raises(TimeoutError, match="vLLM has not finished completions after 0.05 s"):
+        sampler.call("completions", released.wait)
+    assert Sampler.running is None
+    released.set()
+    sampler.timeout = 30
+    assert sampler.call("the next", lambda: 3) == 3
+
+
+def test_an_error_in_vllm_is_raised_where_it_was_called(tmp_path) -> None:
+    sampler = Sampler(tmp_path, "key", {})
+    sampler.timeout = 30
+    with pytest.raises(ZeroDivisionError):
+        sampler.call("dividing", lambda: 1 // 0)
+
+
+def test_without_vllm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    policy, prompts = tiny_internvl(), [text_prompt()]
+    with pytest.raises(ValueError, match=r"pip install 'lit-msrl\[vllm\]'"):
+        VLLMEngine().generate(policy, prompts, policy.encode(prompts), sampling=Sampling(2, 4), seed=0)
+
+
+def test_a_prompt_goes_unexpanded_with_its_pictures() -> None:
+    policy, prompt = tiny_internvl(), picture_prompt()
+    request = _request(policy, prompt)
+    mark = policy.model.config.image_token_id
+    assert request["prompt_token_ids"].count(mark) == 2
+    assert request["multi_modal_data"]["image"] == [medium.frames[0] for medium in prompt.media]
+    assert int((policy.encode([prompt]).input_ids == mark).sum()) == 2 * policy.model.config.image_seq_length
+    assert _request(policy, text_prompt()).keys() == {"prompt_token_ids"}
+
+
+def test_what_was_written_is_padded_on_the_right() -> None:
+    policy = tiny_internvl()
+    written = [
+        SimpleNamespace(token_ids=[7, 9], logprobs=[{7: _said(-1.0)}, {9: _said(-2.0)}]),
+        SimpleNamespace(token_ids=[8], logprobs=[{8: _said(-3.0)}]),
+    ]
+    drawn = _completions(policy, written)
+    assert drawn.ids.tolist() == [[7, 9], [8, policy.tokenizer.pad_token_id]]
+    assert drawn.mask.tolist() == [[True, True], [True, False]]
+    assert drawn.logprobs.tolist() == [[-1.0, -2.0], [-3.0, 0.0]]
+
+
+def test_sums_of_packed_weights_are_those_of_their_parts() -> None:
+    model, packed = _Served(), nn.Linear(4, 12, bias=False)
+    model.layer.qkv_proj = packed
+    names = [f"model.layer.{part}_proj.weight" for part in "qkv"] + ["model.norm.weight"]
+    held = held_weights(model, names)
+    assert {name: one.parts for name, one in held.items()} == {
+        "layer.qkv_proj.weight": names[:3],
+        "norm.weight": names[3:],
+    }
+    sums = Sum.of(packed.weight.detach().split(4))
+    assert held["layer.qkv_proj.weight"].total == pytest.approx(sums.total, abs=1e-12)
+    with pytest.raises(ValueError, match="no place for model.layer.z_proj.weight"):
+        held_weights(model, ["model.layer.z_proj.weight"])
+    with pytest.raises(ValueError, match=r"a weight that was not sent: norm\.weight"):
+        held_weights(model, names[:3])
+
+
+def test_other_sums_are_refused() -> None:
+    sent = Sum.of([torch.tensor([3.0, -1.0])])
+    assert sent == (2.0, 4.0)
+    _compare("head", sent, 2.0 + 3e-12, 1e-12)
+    with pytest.raises(ValueError, match=r"head adds up to 2\.0001, not to 2;"):
+        _compare("head", sent, 2.0001, 1e-12)
+    with pytest.raises(ValueError, match="head adds up to nan"):
+        _compare("head", sent, float("nan"), 1e-12)
+
+
+def _said(logprob: float) -> SimpleNamespace:
+    return SimpleNamespace(logprob=logprob)
+
+
+class _Served(nn.Module):
+    """A model as vLLM packs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Module(), nn.LayerNorm(4, bias=False)
+        self.hf_to_vllm_mapper = SimpleNamespace(get_rename_mapper=lambda: self)
+
+    def apply_list(self, names: list[str]) -> list[str]:
+        return [name.removeprefix("model.") for name in names]
+
+    def forward(self) -> torch.Tensor:
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""vLLM itself, on a CPU; skipped where it is not installed."""
