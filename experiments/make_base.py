@@ -129,8 +129,7 @@ def continuation(policy: GenerativeRMPolicy, document: Document) -> tuple[list[i
 def save(policy: GenerativeRMPolicy, folder: Path) -> None:
     """Write the folder: half precision, so that it is small, and a checksum."""
     policy.model.save_pretrained(folder)
-    policy.tokenizer.save_pretrained(folder)
-    policy.backbone.image_processor.save_pretrained(folder)
+    policy.backbone.write_processor(policy.tokenizer, folder)
     weights = folder / "model.safetensors"
     save_file(
         {name: tensor.half() for name, tensor in load_file(weights).items()},
