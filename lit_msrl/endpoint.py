@@ -148,7 +148,7 @@ def message(text: str, media: Sequence[Media], encoding: Literal["PNG", "JPEG"] 
             urls = [_data_url(frame, encoding) for frame in next(left).frames]
             content += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         if piece.strip():
-            content.append({"type": "text", "text": piece.strip()})
+            content.append({"type": "text", "text": piece})
     return {"role": "user", "content": content if media else text}
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lit_msrl.endpoint import Endpoint, message
-from lit_msrl.prompts import render
+from lit_msrl.prompts import MEDIA_MARK, render
 from lit_msrl.types import Media, PreferenceExample
 from tests.endpoint import refused, said, serving, text_of
 
@@ -113,4 +113,6 @@ def test_pictures_travel_in_their_places():
     assert kinds == ["text", "image_url", "text", "image_url", "image_url", "text"]
     first = parts[1]["image_url"]["url"].removeprefix("data:image/png;base64,")
     assert Image.open(io.BytesIO(base64.b64decode(first))).getpixel((0, 0)) == (0, 0, 255), "candidate 2 is A"
+    pieces = [part["text"] for part in parts if part["type"] == "text"]
+    assert MEDIA_MARK.join(pieces) == prompt.text, "not a space less: a trained judge has learned them"
     assert message("only text", ())["content"] == "only text"

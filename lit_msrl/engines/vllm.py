@@ -107,7 +107,7 @@ class VLLMEngine(SyncedEngine):
             options |= {"enable_chunked_prefill": False}
             options |= {"max_num_batched_tokens": max(4096, options["max_model_len"])}
         if policy.lora is not None:
-            options |= {"enable_lora": True, "max_lora_rank": _allowed_rank(policy.lora.rank), "max_loras": 1}
+            options |= {"enable_lora": True, "max_lora_rank": allowed_rank(policy.lora.rank), "max_loras": 1}
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             options["distributed_executor_backend"] = "external_launcher"
         return options
@@ -177,11 +177,11 @@ class VLLMEngine(SyncedEngine):
         return self.sampler
 
 
-def _allowed_rank(rank: int) -> int:
+def allowed_rank(rank: int) -> int:
     """The smallest rank that vLLM has kernels for and that holds this one.
 
     Example:
-        >>> _allowed_rank(4), _allowed_rank(24)
+        >>> allowed_rank(4), allowed_rank(24)
         (8, 32)
     """
     return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)

@@ -99,3 +99,14 @@ def held_adapter(runner: Any, number: int) -> dict[str, Sum]:
 def _several(matrices: Any) -> list[Tensor]:
     """A matrix, or those of a packed layer."""
     return [m for m in matrices if m is not None] if isinstance(matrices, list) else [matrices]
+
+
+class AdapterSums:
+    """Makes ``vllm serve`` say what its newest adapters add up to, for ``--worker-extension-cls``."""
+
+    model_runner: Any
+
+    def adapter_sums(self) -> dict[str, float]:
+        """The sum of all first (``A``) and of all second (``B``) matrices, these scaled."""
+        newest = max(self.model_runner.lora_manager.list_adapters())
+        return {letter: total for letter, (total, _) in held_adapter(self.model_runner, newest).items()}
