@@ -36,9 +36,9 @@ def demo(bench: Bench) -> Record:
     accelerator = "cpu" if bench.device.type == "cpu" else "gpu"
     options = [f"--trainer.accelerator={accelerator}"]
     options += ["--trainer.max_steps=1"] if bench.tiny else []
-    sizes = {"test_size": 4, "ladder_size": 2} if bench.tiny else {}
+    tested, followed = (4, 2) if bench.tiny else (400, 96)
     with tempfile.TemporaryDirectory() as folder:
-        pipeline(folder, options=options, **sizes)
+        pipeline(folder, options=options, test_size=tested, ladder_size=followed)
         files = sorted((Path(folder) / "evaluations").glob("*.jsonl"))
         judged = {f.stem: [json.loads(line) for line in f.read_text().splitlines()] for f in files}
     return {
