@@ -52,7 +52,7 @@ type: setup  ## Static types
 floors: setup  ## Imports go to lower floors only
 	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
-ablation: setup  ## The paper's ablations on the built-in world, three seeds; an hour and a half
+ablation: setup  ## The paper's ablations on the built-in world, three seeds; at most two hours
 	$(BIN)/python experiments/ablation.py
 
 base: setup  ## Make the small base model that the demo starts from
