@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -114,3 +116,12 @@ def tiny_qwen(kind: str) -> GenerativeRMPolicy:
 def policy(request: pytest.FixtureRequest) -> GenerativeRMPolicy:
     """A random model of each family."""
     return tiny_internvl() if request.param == "internvl" else tiny_qwen(request.param)
+
+
+@pytest.fixture(autouse=True)
+def lightning_says_what_it_said_before() -> Iterator[None]:
+    """Scripts that silence Lightning do so for their process, which here is that of the other tests too."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
