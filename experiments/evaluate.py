@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from lit_msrl.benchmark import compare, fingerprint, score
 from lit_msrl.cli import run
 from lit_msrl.evaluation import Plan, examine
 from lit_msrl.judges import Judge
-from lit_msrl.outputs import refuse_other_settings, write_whole
-from lit_msrl.records import JudgementRecord, read_records, to_line
+from lit_msrl.outputs import Journal, refuse_other_settings, write_whole
+from lit_msrl.records import JudgementRecord, read_records, to_fields
 from lit_msrl.scorecard import show, show_comparison
 from lit_msrl.types import PreferenceExample
 
@@ -86,48 +87,36 @@ def ask(material: Material, asking: Asking) -> None:
     longest = asking.max_completion or trained.get("max_completion", 144 if asking.model == "tiny" else 1024)
     settings = _settings(material, asking, plan, examples) | {"max_completion": longest}
     refuse_other_settings(folder, settings, option="--out")
-    done = _resume(folder / RECORDS, examples)
-    todo = len(examples) * plan.judgements - len(done)
-    if todo > 0:
+    if not (folder / SCORES).is_file():  # else all was judged
         require(media for example in examples for media in example.media)
-        judge = judge_for(asking, trained, longest, settings["temperature"])
-        try:
-            _write(folder / RECORDS, judge, examples, plan, done, Decoder(asking.num_frames))
-        except MediaError as error:
-            raise ValueError(f"{material.data}: {error}") from error
+    with closing(Journal(folder / RECORDS)) as journal:
+        done = read_records(journal.path, examples) if journal.records else []
+        if len(examples) * plan.judgements > len(done):
+            judge = judge_for(asking, trained, longest, settings["temperature"])
+            try:
+                _write(journal, judge, examples, plan, done, Decoder(asking.num_frames))
+            except MediaError as error:
+                raise ValueError(f"{material.data}: {error}") from error
     _score(material, examples, folder / RECORDS, as_json=asking.json, scores=folder / SCORES)
 
 
 def _write(
-    path: Path,
+    journal: Journal,
     judge: Judge,
     examples: Sequence[PreferenceExample],
     plan: Plan,
     done: Sequence[JudgementRecord],
     decoder: Decoder,
 ) -> None:
-    """Append one line per judgement, each as soon as it is there."""
+    """Write each judgement down as soon as it is there."""
     right, unread = sum(r.correct for r in done), sum(r.preferred is None for r in done)
     total = len(examples) * plan.judgements
-    with (
-        path.open("a", encoding="utf-8") as file,
-        tqdm(total=total, initial=len(done), desc="judging") as bar,
-    ):
+    with tqdm(total=total, initial=len(done), desc="judging") as bar:
         for record in examine(judge, examples, plan, decode=decoder.example, done=done):
-            file.write(to_line(record))
-            file.flush()
+            journal.append(to_fields(record))
             right, unread = right + record.correct, unread + (record.preferred is None)
             bar.update()
             bar.set_postfix_str(f"right {right / bar.n:.0%}, unread {unread / bar.n:.0%}", refresh=False)
-
-
-def _resume(path: Path, examples: Sequence[PreferenceExample]) -> list[JudgementRecord]:
-    """What was judged already; a last line that was cut off is removed."""
-    text = path.read_bytes() if path.is_file() else b""
-    whole = text[: text.rfind(b"\n") + 1]
-    if whole != text:
-        path.write_bytes(whole)
-    return read_records(path, examples) if whole else []
 
 
 def _settings(

@@ -57,28 +57,32 @@ def attend(
     Returns:
         ``(P, N, H, D)``.
     """
-    if isinstance(key, Shared) or isinstance(value, Shared):
-        return _attend_shared(query, key, value, attention_mask, scaling), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(key, Shared):
+        assert isinstance(value, Shared)
+        assert isinstance(attention_mask, Tensor)
+        return _attend_shared(query * scale, key, value, attention_mask), None
+    assert isinstance(value, Tensor)
     heads, shared = query.shape[1], query.shape[1] // key.shape[1]
     if isinstance(attention_mask, BlockMask):
         flex = flex_attention if query.device.type == "cpu" else _compiled_flex_attention()
-        out = flex(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=shared > 1)
+        out = flex(query, key, value, block_mask=attention_mask, scale=scale, enable_gqa=shared > 1)
         return out.transpose(1, 2), None
     if attention_mask is None or shared == 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scale, **options)
     folded = query.unflatten(1, (-1, shared)).flatten(2, 3)  # (P, K, H/K * N, D)
     out = nn.functional.scaled_dot_product_attention(
-        folded, key, value, attn_mask=attention_mask.repeat(1, 1, shared, 1), scale=scaling
+        folded, key, value, attn_mask=attention_mask.repeat(1, 1, shared, 1), scale=scale
     )
     return out.unflatten(2, (shared, -1)).reshape(query.shape[0], heads, -1, query.shape[-1]).transpose(
         1, 2
     ), None
 
 
-def _attend_shared(query: Tensor, key: Any, value: Any, mask: Any, scaling: float | None) -> Tensor:
+def _attend_shared(query: Tensor, key: Shared, value: Shared, mask: Tensor) -> Tensor:
     """A token of each completion, ``(P, H, G, D)``, sees its prompt and its own; returns ``(P, G, H, D)``."""
-    prompt, scale = key.prompt.shape[-2], query.shape[-1] ** -0.5 if scaling is None else scaling
-    grouped = query.unflatten(1, (key.prompt.shape[1], -1)).transpose(2, 3) * scale  # (P, K, G, H/K, D)
+    prompt = key.prompt.shape[-2]
+    grouped = query.unflatten(1, (key.prompt.shape[1], -1)).transpose(2, 3)  # (P, K, G, H/K, D)
     to_prompt = grouped.flatten(2, 3) @ key.prompt.mT + mask
     to_own = grouped @ key.own.mT
     scores = torch.cat([to_prompt.view(*grouped.shape[:-1], -1), to_own], dim=-1)

@@ -74,7 +74,7 @@ class Journal:
         whole = content.rfind(b"\n") + 1
         self._file.truncate(whole)
         lines = content[:whole].decode(errors="replace").split("\n")[:-1]
-        return [_parse(line, f"{path} row {number}") for number, line in enumerate(lines, start=1)]
+        return [parse_object(line, f"{path} row {number}") for number, line in enumerate(lines, start=1)]
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a record."""
@@ -88,7 +88,12 @@ class Journal:
         self._file.close()
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """A line of a JSONL file.
+
+    Raises:
+        ValueError: It is no JSON object; the message begins with ``where``.
+    """
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:

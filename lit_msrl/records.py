@@ -11,12 +11,12 @@ verdict could be read), in the *source's own* numbering, whatever the order. ``s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from lit_msrl.outputs import parse_object
 from lit_msrl.types import PreferenceExample, Winner
 
 Order = Literal["AB", "BA"]
@@ -75,11 +75,11 @@ class JudgementRecord:
         return cls(**fields)
 
 
-def to_line(record: JudgementRecord) -> str:
-    """The record as a line of a file, without what the example says already."""
+def to_fields(record: JudgementRecord) -> dict[str, Any]:
+    """What a file holds of the record: all but what the example says already."""
     names = ("id", "order", "sample", "preferred", "confidence", "text", "tokens", "well_formed")
     fields = record.to_json()
-    return json.dumps({name: fields[name] for name in names}, ensure_ascii=False) + "\n"
+    return {name: fields[name] for name in names}
 
 
 def read_records(path: str | Path, examples: Iterable[PreferenceExample]) -> list[JudgementRecord]:
@@ -153,12 +153,7 @@ def _record(line: str, known: Mapping[str, PreferenceExample], where: str) -> Ju
 
 
 def _fields(line: str, where: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{where}: is {type(fields).__name__}, not an object with fields")
+    fields = parse_object(line, where)
     for name in ("id", "order", "preferred"):
         if name not in fields:
             raise ValueError(f"{where}: field {name!r} is missing")

@@ -6,9 +6,8 @@ text all the same; the run would learn from it, badly, without an error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from PIL import Image
@@ -23,22 +22,7 @@ from lit_msrl.types import Media
 LENGTH = 64  # tokens of a completion that is compared: so many that a picture matters to some of them
 TOLERANCE = {True: 0.05, False: 1e-3}  # nats a token, in 16 and in 32 bits, as for shared prompts
 GREY = (127, 127, 127)
-
-
-class Generate(Protocol):
-    """``RolloutEngine.generate``."""
-
-    def __call__(
-        self,
-        policy: GenerativeRMPolicy,
-        prompts: Sequence[JudgingPrompt],
-        batch: PromptBatch,
-        *,
-        sampling: Sampling,
-        seed: int,
-    ) -> Completions:
-        """Draw completions."""
-        ...
+Generate = Callable[..., Completions]  # called like ``RolloutEngine.generate``
 
 
 class StartUpChecks:

@@ -11,12 +11,14 @@ import torch
 
 from lit_msrl.engines.base import Completions, Sampling
 from lit_msrl.engines.synced import HALF, SyncedEngine
+from lit_msrl.engines.vllm_requests import completions, prompt_ids, sampling_parameters
 from lit_msrl.engines.vllm_sampler import Sampler
-from lit_msrl.engines.vllm_sums import Sum
+from lit_msrl.engines.vllm_sums import EXACT, Sum, sent_adapters
 from lit_msrl.engines.weights import Named
-from lit_msrl.policy import SUPPRESSED, GenerativeRMPolicy, PromptBatch, pad_right
+from lit_msrl.policy import GenerativeRMPolicy, PromptBatch
 from lit_msrl.prompts import JudgingPrompt
 
+OTHER = "use HFEngine, or report this with your model's name"
 IDS = itertools.count(1)  # of adapters: vLLM must never have seen one before
 
 
@@ -124,7 +126,7 @@ class VLLMEngine(SyncedEngine):
         held = sampler.call("adding up its weights", lambda: sampler.held(list(sent)))
         for name, (parts, total, rounding) in held.items():
             expected = Sum(*map(sum, zip(*(sent[part] for part in parts), strict=True)))
-            _compare(name, expected, total, rounding)
+            expected.compare(total, rounding, f"vLLM holds other weights than it was sent: {name}", OTHER)
 
     def send_adapters(self, policy: GenerativeRMPolicy, weights: Iterator[Named]) -> None:
         """See ``SyncedEngine``.
@@ -139,9 +141,10 @@ class VLLMEngine(SyncedEngine):
             policy.lora.save(adapters, folder, base="")
             self.adapter = sampler.call("taking adapters", lambda: sampler.adapt(folder, number))
         held = sampler.call("adding up its adapters", lambda: sampler.held_adapter(number))
-        for letter, scale in ("A", 1.0), ("B", policy.lora.alpha / policy.lora.rank):
-            own = [scale * t.to(sampler.dtype) for name, t in adapters.items() if f"lora_{letter}" in name]
-            _compare(f"lora_{letter}", Sum.of(own), held[letter].total, 1e-12)
+        for letter, sent in sent_adapters(policy.lora, adapters, sampler.dtype).items():
+            sent.compare(
+                held[letter].total, EXACT, f"vLLM holds other adapters than it was sent: lora_{letter}", OTHER
+            )
 
     # ---- drawing -----------------------------------------------------------------------------------------
 
@@ -158,14 +161,21 @@ class VLLMEngine(SyncedEngine):
         sampler, requests = self._sampler, [_request(policy, prompt) for prompt in prompts]
 
         def generate() -> list[Any]:
-            parameters = [_parameters(policy, sampling, hash((seed, i)) % 2**62) for i in range(len(prompts))]
+            from vllm import SamplingParams  # pyright: ignore
+
+            parameters = [
+                SamplingParams(**sampling_parameters(policy, sampling, seed=seed, number=number))
+                for number in range(len(prompts))
+            ]
             sampler.wake("weights")
             sampler.wake("kv_cache")
             sampler.llm.reset_prefix_cache()  # so that a draw does not depend on those before
             return sampler.llm.generate(requests, parameters, use_tqdm=False, lora_request=self.adapter)
 
         outputs = sampler.call("completions", generate)
-        return _completions(policy, [c for o in outputs for c in sorted(o.outputs, key=lambda c: c.index)])
+        written = [c for o in outputs for c in sorted(o.outputs, key=lambda c: c.index)]
+        drawn = [s[t].logprob for one in written for t, s in zip(one.token_ids, one.logprobs, strict=True)]
+        return completions(policy, [one.token_ids for one in written], drawn)
 
     def rest(self) -> None:
         """Let vLLM sleep, where it can."""
@@ -189,44 +199,6 @@ def allowed_rank(rank: int) -> int:
 
 def _request(policy: GenerativeRMPolicy, prompt: JudgingPrompt) -> dict[str, Any]:
     """A prompt with one placeholder for each picture, and the pictures."""
-    ids = policy.tokenizer(policy.chat(prompt.text, prompt.media), add_special_tokens=False)["input_ids"]
+    ids = prompt_ids(policy, prompt)
     frames = [frame for medium in prompt.media for frame in medium.frames]
     return {"prompt_token_ids": ids} | ({"multi_modal_data": {"image": frames}} if frames else {})
-
-
-def _parameters(policy: GenerativeRMPolicy, sampling: Sampling, seed: int) -> Any:
-    from vllm import SamplingParams  # pyright: ignore
-
-    return SamplingParams(
-        n=sampling.group_size,
-        seed=seed,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_length,
-        logit_bias=dict.fromkeys(policy.suppressed.tolist(), SUPPRESSED),
-        stop_token_ids=[policy.tokenizer.eos_token_id],
-        ignore_eos=True,  # of what the configuration may call so
-        logprobs=0,  # of the token drawn alone
-        detokenize=False,
-    )
-
-
-def _completions(policy: GenerativeRMPolicy, written: Sequence[Any]) -> Completions:
-    ids, mask = pad_right([one.token_ids for one in written], policy.tokenizer.pad_token_id, policy.device)
-    drawn = [
-        step[token].logprob
-        for one in written
-        for token, step in zip(one.token_ids, one.logprobs, strict=True)
-    ]
-    logprobs = torch.zeros(ids.shape, device=policy.device)
-    logprobs[mask] = torch.tensor(drawn, device=policy.device)
-    return Completions(ids, mask, logprobs)
-
-
-def _compare(name: str, sent: Sum, held: float, rounding: float) -> None:
-    if not abs(held - sent.total) <= rounding * sent.size:  # also where it is NaN
-        raise ValueError(
-            f"vLLM holds other weights than it was sent: {name} adds up to {held:.9g}, not to "
-            f"{sent.total:.9g}; use HFEngine, or report this with your model's name"
-        )

@@ -16,9 +16,10 @@ from lit_msrl.engines.base import Completions, Sampling
 from lit_msrl.engines.synced import HALF, SyncedEngine
 from lit_msrl.engines.transfer import from_first, is_first, write_shards, writing
 from lit_msrl.engines.vllm_client import RESTART, Server, require
-from lit_msrl.engines.vllm_sums import Sum
+from lit_msrl.engines.vllm_requests import completions, prompt_ids, sampling_parameters
+from lit_msrl.engines.vllm_sums import EXACT, sent_adapters
 from lit_msrl.engines.weights import Named
-from lit_msrl.policy import SUPPRESSED, GenerativeRMPolicy, PromptBatch, pad_right
+from lit_msrl.policy import GenerativeRMPolicy, PromptBatch
 from lit_msrl.prompts import JudgingPrompt
 
 OTHER = "use a server of this run's own, and HFEngine if it is"
@@ -156,14 +157,9 @@ class VLLMServerEngine(SyncedEngine):
         body = {"lora_name": folder.name, "lora_path": str(folder)}
         self.server.post("/v1/load_lora_adapter", "adapters (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)", body)
         held = self.server.call("adapter_sums", "what its adapters add up to")[0]
-        for letter, scale in ("A", 1.0), ("B", lora.alpha / lora.rank):
-            own = [scale * t.to(self.dtype) for name, t in adapters.items() if f"lora_{letter}" in name]
-            sent = Sum.of(own)
-            if not abs(held[letter] - sent.total) <= 1e-12 * sent.size:  # also where it is NaN
-                raise ValueError(
-                    f"vLLM at {self.server.url} holds other adapters than it was sent: lora_{letter} adds up "
-                    f"to {held[letter]:.9g}, not to {sent.total:.9g}; {OTHER}"
-                )
+        for letter, sent in sent_adapters(lora, adapters, self.dtype).items():
+            problem = f"vLLM at {self.server.url} holds other adapters than it was sent: lora_{letter}"
+            sent.compare(held[letter], EXACT, problem, OTHER)
         if self.model != self.base:
             self.server.post("/v1/unload_lora_adapter", "the end of old adapters", {"lora_name": self.model})
 
@@ -193,8 +189,8 @@ class VLLMServerEngine(SyncedEngine):
             ValueError: The server refuses, reads a prompt otherwise, or has other weights than it was sent.
         """
         requests = [
-            self._request(policy, prompt, sampling, hash((seed, i)) % 2**62)
-            for i, prompt in enumerate(prompts)
+            self._request(policy, prompt, sampling_parameters(policy, sampling, seed=seed, number=number))
+            for number, prompt in enumerate(prompts)
         ]
         answers = self.server.post_all("/inference/v1/generate", "completions", requests, self.at_once)
         for prompt, answer, ids, mask in zip(
@@ -202,36 +198,19 @@ class VLLMServerEngine(SyncedEngine):
         ):
             self._compare(prompt, answer, ids[mask.bool()].tolist())
         choices = [c for answer in answers for c in sorted(answer["choices"], key=lambda c: c["index"])]
-        ids, mask = pad_right([c["token_ids"] for c in choices], policy.tokenizer.pad_token_id, policy.device)
         drawn = [step["logprob"] for choice in choices for step in choice["logprobs"]["content"]]
-        logprobs = torch.zeros(ids.shape, device=policy.device)
-        logprobs[mask] = torch.tensor(drawn, device=policy.device)
-        return Completions(ids, mask, logprobs)
+        return completions(policy, [choice["token_ids"] for choice in choices], drawn)
 
     def _request(
-        self, policy: GenerativeRMPolicy, prompt: JudgingPrompt, sampling: Sampling, seed: int
+        self, policy: GenerativeRMPolicy, prompt: JudgingPrompt, parameters: dict[str, Any]
     ) -> dict[str, Any]:
-        chat = policy.chat(prompt.text, prompt.media)
         content = message(prompt.text, prompt.media)["content"] if prompt.media else []
-        urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
         return {
             "model": self.model,
-            "token_ids": policy.tokenizer(chat, add_special_tokens=False)["input_ids"],
-            "content_parts": [{"type": "image_url", "url": url} for url in urls] or None,
+            "token_ids": prompt_ids(policy, prompt),
+            "content_parts": [part for part in content if part["type"] == "image_url"] or None,
             "return_token_ids": True,
-            "sampling_params": {
-                "n": sampling.group_size,
-                "seed": seed,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "max_tokens": sampling.max_length,
-                "logit_bias": {str(token): SUPPRESSED for token in policy.suppressed.tolist()},
-                "stop_token_ids": [policy.tokenizer.eos_token_id],
-                "ignore_eos": True,  # of what the configuration may call so
-                "logprobs": 0,  # of the token drawn alone
-                "detokenize": False,
-            },
+            "sampling_params": parameters,
         }
 
     def _compare(self, prompt: JudgingPrompt, answer: dict[str, Any], expected: list[int]) -> None:

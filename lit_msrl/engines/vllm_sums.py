@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lit_msrl.adapters import LoRA
+
 PACKED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"} | {
     "gate_proj": "gate_up_proj",
     "up_proj": "gate_up_proj",
 }
+
+EXACT = 1e-12  # of the magnitudes: what adding up in another order in double precision may do
 
 
 class Sum(NamedTuple):
@@ -31,6 +35,21 @@ class Sum(NamedTuple):
         """The sum of all."""
         pairs = [(t.sum(dtype=torch.float64), t.abs().sum(dtype=torch.float64)) for t in tensors]
         return cls(float(sum(total for total, _ in pairs)), float(sum(size for _, size in pairs)))
+
+    def compare(self, held: float, rounding: float, problem: str, remedy: str) -> None:
+        """Compare what was sent with what is held.
+
+        Args:
+            held: The sum of it.
+            rounding: Of that sum, in parts of the magnitudes.
+            problem: What it means if they differ.
+            remedy: What is to be done then.
+
+        Raises:
+            ValueError: They differ.
+        """
+        if not abs(held - self.total) <= rounding * self.size:  # also where it is NaN
+            raise ValueError(f"{problem} adds up to {held:.9g}, not to {self.total:.9g}; {remedy}")
 
 
 class Held(NamedTuple):
@@ -82,11 +101,25 @@ def _total(modules: Mapping[str, nn.Module], name: str) -> tuple[float, float]:
     module = modules[owner]
     tensor: Tensor = getattr(module, leaf)
     if leaf != "weight" or "cpu_linear" not in vars(module):
-        return Sum.of([tensor]).total, 1e-12
+        return Sum.of([tensor]).total, EXACT
     width = module.embedding_dim if "embedding_dim" in vars(module) else module.input_size_per_partition
     ones = torch.ones(1, width, dtype=tensor.dtype)  # type: ignore[arg-type]
     out = module.cpu_linear(ones, tensor, None)  # type: ignore[operator]
     return float(out.sum(dtype=torch.float64)), float(torch.finfo(tensor.dtype).eps)
+
+
+def sent_adapters(lora: LoRA, adapters: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Sum]:
+    """What ``held_adapter`` must find: vLLM scales the second matrices when it reads them.
+
+    Args:
+        lora: Its options.
+        adapters: As they were sent.
+        dtype: What vLLM computes in.
+    """
+    return {
+        letter: Sum.of(scale * t.to(dtype) for name, t in adapters.items() if f"lora_{letter}" in name)
+        for letter, scale in (("A", 1.0), ("B", lora.alpha / lora.rank))
+    }
 
 
 def held_adapter(runner: Any, number: int) -> dict[str, Sum]:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lit_msrl.engines import Sampling, VLLMEngine
-from lit_msrl.engines.vllm import _compare, _completions, _request
+from lit_msrl.engines.vllm import _request
+from lit_msrl.engines.vllm_requests import completions
 from lit_msrl.engines.vllm_sampler import Sampler
 from lit_msrl.engines.vllm_sums import Sum, held_weights
 from tests.conftest import picture_prompt, text_prompt, tiny_internvl
@@ -54,14 +55,20 @@ def test_a_prompt_goes_unexpanded_with_its_pictures() -> None:
 
 def test_what_was_written_is_padded_on_the_right() -> None:
     policy = tiny_internvl()
-    written = [
-        SimpleNamespace(token_ids=[7, 9], logprobs=[{7: _said(-1.0)}, {9: _said(-2.0)}]),
-        SimpleNamespace(token_ids=[8], logprobs=[{8: _said(-3.0)}]),
-    ]
-    drawn = _completions(policy, written)
+    drawn = completions(policy, [[7, 9], [8]], [-1.0, -2.0, -3.0])
     assert drawn.ids.tolist() == [[7, 9], [8, policy.tokenizer.pad_token_id]]
     assert drawn.mask.tolist() == [[True, True], [True, False]]
     assert drawn.logprobs.tolist() == [[-1.0, -2.0], [-3.0, 0.0]]
+
+
+def test_log_probabilities_keep_their_digits_under_bf16_true() -> None:
+    policy, before = tiny_internvl(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning does
+    try:
+        drawn = completions(policy, [[7]], [-1.2345678])
+    finally:
+        torch.set_default_dtype(before)
+    assert drawn.logprobs.item() == pytest.approx(-1.2345678, abs=1e-7)
 
 
 def test_sums_of_packed_weights_are_those_of_their_parts() -> None:
@@ -84,15 +91,11 @@ def test_sums_of_packed_weights_are_those_of_their_parts() -> None:
 def test_other_sums_are_refused() -> None:
     sent = Sum.of([torch.tensor([3.0, -1.0])])
     assert sent == (2.0, 4.0)
-    _compare("head", sent, 2.0 + 3e-12, 1e-12)
-    with pytest.raises(ValueError, match=r"head adds up to 2\.0001, not to 2;"):
-        _compare("head", sent, 2.0001, 1e-12)
+    sent.compare(2.0 + 3e-12, 1e-12, "other weights: head", "stop")
+    with pytest.raises(ValueError, match=r"other weights: head adds up to 2\.0001, not to 2; stop"):
+        sent.compare(2.0001, 1e-12, "other weights: head", "stop")
     with pytest.raises(ValueError, match="head adds up to nan"):
-        _compare("head", sent, float("nan"), 1e-12)
-
-
-def _said(logprob: float) -> SimpleNamespace:
-    return SimpleNamespace(logprob=logprob)
+        sent.compare(float("nan"), 1e-12, "other weights: head", "stop")
 
 
 class _Served(nn.Module):
