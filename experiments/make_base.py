@@ -56,23 +56,10 @@ def make_base(
     )
     bar = trange(steps, desc="base")
     for step in bar:
-        documents = [
-            make_document(
-                step * batch_size + i, seed=seed, lessons="reading" if step < reading_steps else "all"
-            )
-            for i in range(batch_size)
-        ]
-        documents.sort(key=lambda d: (len(d.media) > 0, len(d.turns[0][0])))
-        batches = [
-            encode(policy, documents[i : i + micro_batch_size])
-            for i in range(0, batch_size, micro_batch_size)
-        ]
-        tokens = sum(mask.sum() for _, _, mask in batches)
-        loss = 0.0
-        for batch, ids, mask in batches:
-            part = -policy.logprobs(batch, ids, mask)[0].sum() / tokens
-            part.backward()
-            loss += part.item()
+        lessons = "reading" if step < reading_steps else "all"
+        first = step * batch_size
+        documents = [make_document(first + i, seed=seed, lessons=lessons) for i in range(batch_size)]
+        loss = backward(policy, documents, micro_batch_size)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -80,6 +67,22 @@ def make_base(
         bar.set_postfix(loss=f"{loss:.4f}")
         if (step + 1) % 250 == 0 or step + 1 == steps:
             save(policy, Path(outputs))
+
+
+def backward(policy: GenerativeRMPolicy, documents: list[Document], micro_batch_size: int) -> float:
+    """Add the gradient of the documents' mean loss of a token; returns the loss."""
+    documents = sorted(documents, key=lambda d: (len(d.media) > 0, len(d.turns[0][0])))
+    batches = [
+        encode(policy, documents[i : i + micro_batch_size])
+        for i in range(0, len(documents), micro_batch_size)
+    ]
+    tokens = sum(mask.sum() for _, _, mask in batches)
+    loss = 0.0
+    for batch, ids, mask in batches:
+        part = -policy.logprobs(batch, ids, mask)[0].sum() / tokens
+        part.backward()
+        loss += part.item()
+    return loss
 
 
 def newborn(seed: int) -> GenerativeRMPolicy:

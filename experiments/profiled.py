@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 import warnings
@@ -74,17 +75,30 @@ def profile_policy(
     stage.counter = (clock := Clock()).counter
     runner = trainer(len(examples) // prompts - 1, clock)
     runner.fit(stage, DataLoader(examples, batch_size=prompts, collate_fn=_batch))  # type: ignore[arg-type]
+    load = {"prompts": prompts, "group": group, "completion": completion}
+    return (
+        {"peer": "lit_msrl"}
+        | load
+        | cost(stage, clock, runner.strategy.root_device, tokens=math.prod(load.values()))
+    )
+
+
+def cost(stage: ProfiledStage, clock: Clock, device: torch.device, *, tokens: int) -> dict[str, Any]:
+    """What the steps took.
+
+    Args:
+        stage: After its last step.
+        clock: What timed it.
+        device: Where it ran.
+        tokens: Written in a step.
+    """
     seconds, sampling = statistics.median(clock.steps), statistics.median(clock.sampling[1:])
-    device, cuda = runner.strategy.root_device, runner.strategy.root_device.type == "cuda"
+    cuda = device.type == "cuda"
     held = peak_memory(torch.device("cpu")), peak_memory(device)
-    dtype = torch.bfloat16 if cuda else policy.head.weight.dtype
+    dtype = torch.bfloat16 if cuda else stage.policy.head.weight.dtype
     peak = peak_flops(device, dtype, size=8192 if cuda else 1024)
     work = clock.counter.get_total_flops() - stage.uncounted
     return {
-        "peer": "lit_msrl",
-        "prompts": prompts,
-        "group": group,
-        "completion": completion,
         "threads": torch.get_num_threads(),
         "prompt_tokens": stage.last_rollout.batch.input_ids.shape[1],
         "step_seconds": [round(s, 3) for s in clock.steps],
@@ -92,7 +106,7 @@ def profile_policy(
         "peak_rss_gb": round(held[0], 2),
         "rollout_seconds": round(sampling, 3),
         "learn_seconds": round(seconds - sampling, 3),
-        "tokens_per_second": round(prompts * group * completion / seconds, 1),
+        "tokens_per_second": round(tokens / seconds, 1),
         "teraflop_per_step": round(work / 1e12, 3),
         "share_of_peak": round(work / seconds / peak, 3),
     } | ({"peak_device_gb": round(held[1], 2)} if cuda else {})

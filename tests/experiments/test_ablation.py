@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from experiments import ablation
-from experiments.ablation import FULL, LABELS, RATIOS, ROWS, TEXTS, VARIANTS, VOTES, Node
+from experiments.ablation import FULL, VARIANTS
+from experiments.ablation_jobs import VOTES, Job, Node, verdict, work
+from experiments.ablation_report import END, LABELS, RATIOS, ROWS, START, TEXTS, publish
 from lit_msrl.records import JudgementRecord
 from tests.experiments.made import UNSEEN
 
@@ -32,7 +34,10 @@ def test_every_variant_is_trained_differently_and_shares_what_it_can() -> None:
             assert nodes.setdefault(step.folder, step) == step  # no two have the same folder
             step = step.after
     assert VARIANTS["without stage 3"] == FULL.after
-    assert len(nodes) < sum(len(json.dumps(n.chain()).split("stage")) for n in VARIANTS.values())
+    order = ablation.nodes()
+    assert {node.folder for node in order} == nodes.keys()
+    assert len(order) == len(nodes) == 43  # of 64 without sharing
+    assert all(node.after is None or order.index(node.after) < i for i, node in enumerate(order))
 
 
 def test_everything_that_is_shown_is_measured() -> None:
@@ -47,11 +52,11 @@ def test_everything_that_is_shown_is_measured() -> None:
 
 def test_tables_say_mean_and_deviation(tmp_path: Path) -> None:
     results = tmp_path / "results.md"
-    results.write_text(f"before\n{ablation.START}\nold\n{ablation.END}\nafter\n")
-    page = ablation.publish(tmp_path, found(), results).read_text()
+    results.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    page = publish(tmp_path, found(), results).read_text()
     text = results.read_text()
-    assert text.startswith(f"before\n{ablation.START}\n")
-    assert text.endswith(f"{ablation.END}\nafter\n")
+    assert text.startswith(f"before\n{START}\n")
+    assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert "| MSRL | 85.0 ± 7.1 | 75.9 |" in text  # the deviation of 80 and 90 is 7.07
     assert "| without stage 1 | 65.0 ± 7.1 | 68.8 |" in text
@@ -65,14 +70,14 @@ def test_tables_say_mean_and_deviation(tmp_path: Path) -> None:
 )
 def test_a_tie_goes_to_the_first_sample(votes, expected) -> None:
     ballot = [JudgementRecord("e", "text", "AB", i, 1, vote, True, None, "") for i, vote in enumerate(votes)]
-    assert ablation.verdict(ballot) == expected
+    assert verdict(ballot) == expected
 
 
 @pytest.mark.slow
 def test_a_failed_stage_says_where_to_look(tmp_path: Path) -> None:
-    job = ablation.Job(tmp_path / "seed0", Node("stage1", None, ("--data.batch_size=none",)), 0, (), 0, 0)
+    job = Job(tmp_path / "seed0", Node("stage1", None, ("--data.batch_size=none",)), 0, (), 0, 0)
     with pytest.raises(ValueError, match=r"seed0/stage1-\w+ failed: .*output: .*log\.txt"):
-        ablation.work([job], workers=1)
+        work([job], workers=1)
 
 
 @pytest.mark.slow
