@@ -69,7 +69,7 @@ def mean(name: str, figures: Sequence[Figure], weights: Sequence[float] | None =
 
     def value(sums: np.ndarray) -> np.ndarray:
         parts = [f.value(sums[..., a:b]) for f, a, b in zip(figures, edges, edges[1:], strict=False)]
-        return np.stack(parts, axis=-1) @ factors
+        return (np.stack(parts, axis=-1) * factors).sum(-1)  # `@` rounds one row otherwise than many
 
     columns = np.concatenate([figure.columns for figure in figures], axis=1)
     return Figure(name, columns, value, np.any([figure.counted for figure in figures], axis=0))

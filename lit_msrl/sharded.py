@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,15 @@ class _Reader(FileSystemReader):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member  # how Python 3.11.0 to 3.11.3 pickle a member of an enumeration
         is_dtype = module == "torch" and isinstance(torch.__dict__.get(name), torch.dtype)
         if is_dtype or module in HARMLESS_MODULES or (module, name) in HARMLESS:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"its table of contents asks for {module}.{name}")
+
+
+def _member(kind: Any, name: str) -> Enum:
+    if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError(f"its table of contents asks for {name} of {kind}")
+    return kind[name]

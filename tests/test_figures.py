@@ -48,6 +48,15 @@ def test_groups_micro_and_macro():
     assert [f.name for f in grouped(["x", "y"], [1, 0], macro=None)] == ["overall", "x", "y"]
 
 
+def test_a_mean_of_one_row_is_to_the_bit_that_of_many() -> None:
+    """Else a figure may lie outside an interval of no width."""
+    rng = np.random.default_rng(0)
+    for count in range(2, 9):
+        macro = mean("macro", [share(str(i), [1.0]) for i in range(count)])
+        sums = rng.random((50, 2 * count))
+        assert np.array_equal(macro.value(sums), [macro.value(row) for row in sums])
+
+
 def test_an_interval_is_that_of_the_records_summary():
     rights = np.random.default_rng(1).integers(0, 3, 60)  # of two judgements
     judged = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_weights_and_the_rest(tmp_path: Path) -> None:
     assert (found["stage"], found["global_step"]) == ("stage3", 7)
     assert found["state_dict"].keys() == weights.keys()
     assert all(found["state_dict"][name].equal(tensor) for name, tensor in weights.items())
+
+
+class Style(Enum):
+    BOLD = 1
+
+
+@pytest.mark.parametrize(("kind", "name"), [(os, "mkdir"), (str, "format"), (Style, "__class__")])
+def test_only_members_of_enumerations_are_looked_up_by_name(tmp_path: Path, kind, name) -> None:
+    """Python 3.11.0 to 3.11.3 write ``getattr(kind, name)`` for them."""
+    with (tmp_path / "x").open("w+b") as file:
+        find = sharded._Unpickler(file).find_class("builtins", "getattr")
+    assert find(Style, "BOLD") is Style.BOLD
+    with pytest.raises(pickle.UnpicklingError, match=f"asks for {name} of"):
+        find(kind, name)
 
 
 class Bad:
