@@ -205,10 +205,11 @@ class VLLMServerEngine(SyncedEngine):
         self, policy: GenerativeRMPolicy, prompt: JudgingPrompt, parameters: dict[str, Any]
     ) -> dict[str, Any]:
         content = message(prompt.text, prompt.media)["content"] if prompt.media else []
+        urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
         return {
             "model": self.model,
             "token_ids": prompt_ids(policy, prompt),
-            "content_parts": [part for part in content if part["type"] == "image_url"] or None,
+            "content_parts": [{"type": "image_url", "url": url} for url in urls] or None,
             "return_token_ids": True,
             "sampling_params": parameters,
         }

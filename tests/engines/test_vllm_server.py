@@ -142,7 +142,9 @@ def test_a_group_is_asked_for_once_with_its_pictures(policy, tmp_path) -> None:
     bodies.sort(key=lambda body: bool(body["content_parts"]))
     placeholder = policy.tokenizer.convert_tokens_to_ids(policy.backbone.placeholder)
     assert [body["token_ids"].count(placeholder) for body in bodies] == [0, 2], "unexpanded"
-    assert len(bodies[1]["content_parts"]) == 2
+    parts = bodies[1]["content_parts"]
+    assert [part["type"] for part in parts] == ["image_url"] * 2
+    assert all(part["url"].startswith("data:image/png;base64,") for part in parts)
     params = [body["sampling_params"] for body in bodies]
     assert params[0]["seed"] != params[1]["seed"]
     assert (params[0]["n"], params[0]["max_tokens"], params[0]["temperature"]) == (2, 4, 0.7)

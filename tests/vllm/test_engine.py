@@ -12,7 +12,7 @@ from torch.testing import assert_close
 pytest.importorskip("vllm")
 
 import lit_msrl.engines.synced
-import lit_msrl.engines.vllm
+import lit_msrl.engines.vllm_requests
 from lit_msrl.engines import HFEngine, VLLMEngine
 from lit_msrl.engines.vllm_sampler import Sampler
 from lit_msrl.engines.vllm_sums import Sum
@@ -94,7 +94,7 @@ def test_control_and_picture_tokens_are_never_drawn(policy, engine, monkeypatch)
     drawn = draw(engine, policy, group_size=8, max_length=20)
     assert not torch.isin(drawn.ids[drawn.mask], policy.suppressed).any()
     assert error(policy, drawn) < 1e-4
-    monkeypatch.setattr(lit_msrl.engines.vllm, "SUPPRESSED", 0.0)
+    monkeypatch.setattr(lit_msrl.engines.vllm_requests, "SUPPRESSED", 0.0)
     free = draw(VLLMEngine(check=False), policy, [PROMPTS[0]], group_size=8, max_length=20)
     assert torch.isin(free.ids[free.mask], policy.suppressed).any(), "they would be"
 
