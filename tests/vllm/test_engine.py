@@ -12,6 +12,7 @@ from torch.testing import assert_close
 pytest.importorskip("vllm")
 
 import lit_msrl.engines.synced
+import lit_msrl.engines.vllm
 import lit_msrl.engines.vllm_requests
 from lit_msrl.engines import HFEngine, VLLMEngine
 from lit_msrl.engines.vllm_sampler import Sampler
