@@ -28,7 +28,7 @@ from lit_msrl.cli import run
 
 Side = Literal["lit_msrl", "trl"]
 Record = dict[str, Any]
-SIDES: tuple[Side, ...] = ("lit_msrl", "trl")
+SIDES: dict[Side, str] = {"lit_msrl": "lit_msrl", "trl": "TRL"}
 START, END = "<!-- numbers:start -->", "<!-- numbers:end -->"
 
 
@@ -163,19 +163,25 @@ def machine() -> Record:
 
 
 def draw(records: list[Record], path: Path) -> None:
-    """Time above, memory below, one column per axis; both scales logarithmic."""
+    """Time above, memory below, one column per axis; both scales logarithmic, a dotted line is proportional."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 
     measures = {"median_step_seconds": "seconds per step", "peak_rss_gb": "peak memory, GB"}
     figure, axes = plt.subplots(len(measures), len(GRID), figsize=(11, 6), sharey="row", layout="constrained")
     for row, (measure_, label) in zip(axes, measures.items(), strict=True):
         for ax, (axis, values) in zip(row, GRID.items(), strict=True):
-            for side, colour in zip(SIDES, ("tab:blue", "tab:orange"), strict=True):
+            for (side, name), colour in zip(SIDES.items(), ("tab:blue", "tab:orange"), strict=True):
                 line = on_axis(records, side, axis, measure_)
-                ax.plot(list(line), list(line.values()), "o-", color=colour, label=side)
+                ax.plot(list(line), list(line.values()), "o-", color=colour, label=name)
             ax.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
             ax.xaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
+            first = min(ax.lines[1].get_ydata(), default=1.0)
+            ax.autoscale(enable=False)
+            ax.plot(values, [first * v / values[0] for v in values], ":", color="grey", label="proportional")
             ax.grid(alpha=0.3)
         row[0].set_ylabel(label)
     for ax, name in zip(
@@ -205,18 +211,19 @@ def on_axis(records: list[Record], side: Side, axis: str, measure_: str) -> dict
 
 
 def table(records: list[Record]) -> str:
-    """The headline and the ends of every axis, both sides, in Markdown."""
+    """All points, both sides, in Markdown."""
     by = {(key(record), record["peer"]): record for record in records}
-    heads = ["prompts", "prompt tokens", "completions", "completion tokens", *SIDES, "ratio"]
-    heads += [f"{side}, GB" for side in SIDES] + ["ratio"]
+    heads = ["prompts", "prompt tokens", "completions", "completion tokens"]
+    for unit in ("s", "GB"):
+        heads += [*(f"{name}, {unit}" for name in SIDES.values()), "ratio"]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for point in grid():
         ours, theirs = (by.get((point, side), {}) for side in SIDES)
         cells = [str(n) for n in (point.prompts, point.prompt, point.group, point.completion)]
-        for name, unit in (("median_step_seconds", " s"), ("peak_rss_gb", "")):
+        for name in ("median_step_seconds", "peak_rss_gb"):
             left, right = ours.get(name), theirs.get(name)
-            ratio = f"{left / right:.2f}" if left and right else "–"
-            cells += [f"{left}{unit}" if left else "–", f"{right}{unit}" if right else "–", ratio]
+            cells += [f"{value:.2f}" if value else "–" for value in (left, right)]
+            cells.append(f"1/{right / left:.1f}" if left and right else "–")
         lines.append(f"| {' | '.join(cells)} |")
     wheres = sorted({f"{r['machine']}, Python {r['python']}, torch {r['torch']}" for r in records})
     return "\n".join([*lines, "", *(f"Measured on {where}." for where in wheres)])
