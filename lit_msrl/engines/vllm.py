@@ -11,6 +11,7 @@ import torch
 
 from lit_msrl.engines.base import Completions, Sampling
 from lit_msrl.engines.synced import HALF, SyncedEngine
+from lit_msrl.engines.together import Together, own
 from lit_msrl.engines.vllm_requests import completions, prompt_ids, sampling_parameters
 from lit_msrl.engines.vllm_sampler import Sampler
 from lit_msrl.engines.vllm_sums import EXACT, Sum, sent_adapters
@@ -34,10 +35,12 @@ class VLLMEngine(SyncedEngine):
     both come back in turn, weights, then what has changed, then the cache. On a CPU vLLM cannot sleep; its
     cache (``kv_cache_gib``) and its copy of the weights stay.
 
-    Each rank of several has a vLLM of its own, for its own prompts; none is spread over several devices.
+    Each rank of several has a vLLM of its own, for its own prompts. Where a device cannot hold the whole
+    model beside what trains, ``tensor_parallel`` adjacent ranks run one vLLM, for the prompts of all of them.
 
     Args:
         check: Compare with the policy at the start and after the first step (``StartUpChecks``).
+        tensor_parallel: Devices over which vLLM spreads the model; they should be of one machine.
         gpu_memory: The part of a GPU's memory that vLLM may take, weights and cache together.
         kv_cache_gib: The cache on a CPU, in GiB.
         dtype: vLLM computes in ``float32``, ``bfloat16`` or ``float16``; by default as the policy's weights.
@@ -50,6 +53,7 @@ class VLLMEngine(SyncedEngine):
         self,
         *,
         check: bool = True,
+        tensor_parallel: int = 1,
         gpu_memory: float = 0.3,
         kv_cache_gib: int = 1,
         dtype: str | None = None,
@@ -59,6 +63,8 @@ class VLLMEngine(SyncedEngine):
         super().__init__(check=check)
         self.gpu_memory, self.kv_cache_gib, self.dtype = gpu_memory, kv_cache_gib, dtype
         self.eager, self.timeout = eager, timeout
+        self.tensor_parallel = tensor_parallel
+        self.together: Together | None = None
         self.sampler: Sampler | None = None
         self.adapter: Any = None
 
@@ -66,6 +72,23 @@ class VLLMEngine(SyncedEngine):
     def half(self) -> bool:
         """Whether vLLM computes in 16 bits."""
         return self.dtype is not None and getattr(torch, self.dtype) in HALF
+
+    def generate(
+        self,
+        policy: GenerativeRMPolicy,
+        prompts: Sequence[JudgingPrompt],
+        batch: PromptBatch,
+        *,
+        sampling: Sampling,
+        seed: int,
+    ) -> Completions:
+        """See ``RolloutEngine``; ranks that run one vLLM ask for everyone's prompts and keep their own."""
+        if self.together is None:
+            self.together = Together(self.tensor_parallel)
+        everyones, before = self.together.prompts(prompts)
+        seed = self.together.gather(seed)[0]
+        drawn = super().generate(policy, everyones, batch, sampling=sampling, seed=seed)
+        return own(drawn, before * sampling.group_size, len(prompts) * sampling.group_size)
 
     # ---- starting and sending ----------------------------------------------------------------------------
 
@@ -96,6 +119,7 @@ class VLLMEngine(SyncedEngine):
             "dtype": self.dtype or str(policy.head.weight.dtype).removeprefix("torch."),
             "max_model_len": min(policy.max_length, text.max_position_embeddings),
             "enforce_eager": self.eager or not on_gpu,
+            "tensor_parallel_size": self.tensor_parallel,
             "enable_prefix_caching": True,
             "enable_sleep_mode": on_gpu,
             "gpu_memory_utilization": self.gpu_memory,
@@ -120,12 +144,15 @@ class VLLMEngine(SyncedEngine):
         Raises:
             ValueError: vLLM holds something else than what was sent.
         """
+        assert self.together is not None
         sampler = self._sampler
         sampler.call("waking up", lambda: sampler.wake("weights"))
         sent = sampler.call("taking weights", lambda: sampler.reload(weights))
         held = sampler.call("adding up its weights", lambda: sampler.held(list(sent)))
-        for name, (parts, total, rounding) in held.items():
-            expected = Sum(*map(sum, zip(*(sent[part] for part in parts), strict=True)))
+        totals = self.together.gather({name: one.total for name, one in held.items()})
+        for name, (copies, _, rounding) in held.items():
+            expected = Sum.together(sent[part].times(times) for part, times in copies.items())
+            total = sum(those[name] for those in totals)
             expected.compare(total, rounding, f"vLLM holds other weights than it was sent: {name}", OTHER)
 
     def send_adapters(self, policy: GenerativeRMPolicy, weights: Iterator[Named]) -> None:

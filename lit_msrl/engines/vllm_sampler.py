@@ -215,7 +215,10 @@ class Sampler:
         Raises:
             ValueError: The two have different weights.
         """
-        return self.llm.collective_rpc(lambda worker: held_weights(worker.model_runner.get_model(), names))[0]
+        ranks = self.options["tensor_parallel_size"]
+        return self.llm.collective_rpc(
+            lambda worker: held_weights(worker.model_runner.get_model(), names, ranks)
+        )[0]
 
     def held_adapter(self, number: int) -> dict[str, Sum]:
         """The sums of all first (``A``) and all second (``B``) matrices, these scaled."""

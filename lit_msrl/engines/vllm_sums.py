@@ -36,6 +36,15 @@ class Sum(NamedTuple):
         pairs = [(t.sum(dtype=torch.float64), t.abs().sum(dtype=torch.float64)) for t in tensors]
         return cls(float(sum(total for total, _ in pairs)), float(sum(size for _, size in pairs)))
 
+    @classmethod
+    def together(cls, sums: Iterable[Sum]) -> Sum:
+        """The sum of sums."""
+        return cls(*map(sum, zip(*sums, strict=True)))
+
+    def times(self, count: int) -> Sum:
+        """The same numbers so many times."""
+        return Sum(count * self.total, count * self.size)
+
     def compare(self, held: float, rounding: float, problem: str, remedy: str) -> None:
         """Compare what was sent with what is held.
 
@@ -53,45 +62,62 @@ class Sum(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A weight of vLLM's model.
+    """A weight of vLLM's model, or this rank's slice of it.
 
     Attributes:
-        parts: The weights of the Hugging Face model that it is made of.
+        copies: The weights of the Hugging Face model that it is made of, and on how many of the ranks that
+            run vLLM together each of their numbers is.
         total: The sum of its numbers.
         rounding: Of that sum, in parts of its magnitudes.
     """
 
-    parts: list[str]
+    copies: dict[str, int]
     total: float
     rounding: float
 
 
-def held_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Held]:
+def held_weights(model: nn.Module, names: Iterable[str], ranks: int = 1) -> dict[str, Held]:
     """What vLLM's model holds, by its own names.
 
     Args:
         model: vLLM's.
         names: Of the weights that it was sent, as in the Hugging Face model.
+        ranks: How many run vLLM together.
 
     Raises:
         ValueError: The two have different weights.
     """
     modules = {name.replace(".base_layer", ""): module for name, module in model.named_modules()}
     rename = model.hf_to_vllm_mapper.get_rename_mapper()  # type: ignore[union-attr, operator]
-    parts: dict[str, list[str]] = {}
+    copies: dict[str, dict[str, int]] = {}
     for name in names:
         (new,) = rename.apply_list([name])
         owner, _, leaf = new.rpartition(".")
+        above, _, last = owner.rpartition(".")
         if owner not in modules:
-            above, _, last = owner.rpartition(".")
             owner = f"{above}.{PACKED.get(last, last)}"
         if owner not in modules:
             raise ValueError(f"vLLM's model has no place for {name}; sample with HFEngine")
-        parts.setdefault(f"{owner}.{leaf}", []).append(name)
+        copies.setdefault(f"{owner}.{leaf}", {})[name] = _copies(modules[owner], last, leaf, ranks)
     own = {name.replace(".base_layer", "") for name, _ in model.named_parameters(remove_duplicate=False)}
-    if left_out := own - parts.keys():
+    if left_out := own - copies.keys():
         raise ValueError(f"vLLM's model has a weight that was not sent: {min(left_out)}")
-    return {name: Held(those, *_total(modules, name)) for name, those in parts.items()}
+    return {name: Held(those, *_total(modules, name)) for name, those in copies.items()}
+
+
+def _copies(module: nn.Module, part: str, leaf: str, ranks: int) -> int:
+    """On how many ranks each number of a weight is: on one where the layer is split, else on all."""
+    if ranks == 1:
+        return 1
+    from vllm.model_executor.layers import linear, vocab_parallel_embedding  # pyright: ignore
+
+    split = linear.ColumnParallelLinear | linear.RowParallelLinear
+    if not isinstance(module, split | vocab_parallel_embedding.VocabParallelEmbedding):
+        return ranks
+    if isinstance(module, linear.RowParallelLinear) and leaf == "bias":
+        return ranks
+    several = isinstance(module, linear.QKVParallelLinear) and part in ("k_proj", "v_proj")
+    return ranks // module.tp_size * (module.num_kv_head_replicas if several else 1)
 
 
 @torch.inference_mode()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from lit_msrl.backbones.tiny import build_image_processor, build_model, build_tokenizer
 from lit_msrl.engines import Completions, HFEngine, Sampling, VLLMEngine
+from lit_msrl.engines.vllm_sampler import Sampler
+from lit_msrl.engines.vllm_sums import Sum
+from lit_msrl.engines.weights import Named
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import JudgingPrompt
 from lit_msrl.types import Media
@@ -17,10 +20,14 @@ from tests.conftest import WORDS, picture, picture_prompt, text_prompt
 LONG = "a red ball and a green hat and two dogs and the blue sky " * 8
 
 
-def model(seed: int = 0, **options) -> GenerativeRMPolicy:
+def model(seed: int = 0, *, key_heads: int = 2, **options) -> GenerativeRMPolicy:
     """A random InternVL with heads as narrow as vLLM's attention on a CPU takes them."""
     tokenizer = build_tokenizer(WORDS, vocab_size=320)
-    made = build_model(tokenizer, width=64, layers=2, heads=2, vision_width=32, vision_layers=1, seed=seed)
+    whole = build_model(tokenizer, width=64, layers=2, heads=2, vision_width=32, vision_layers=1, seed=seed)
+    whole.config.text_config.num_key_value_heads = key_heads
+    made = type(whole)(whole.config)
+    shapes = {name: tensor.shape for name, tensor in made.state_dict().items()}
+    made.load_state_dict({name: t[: shapes[name][0]] for name, t in whole.state_dict().items()})
     return GenerativeRMPolicy.from_parts(made, tokenizer, build_image_processor(), max_length=1024, **options)
 
 
@@ -33,6 +40,17 @@ def clips() -> JudgingPrompt:
 
 
 PROMPTS = [text_prompt("short"), picture_prompt(1), picture_prompt(2, LONG), clips()]
+
+
+def garbled(reload: Callable[[Sampler, Iterator[Named]], dict[str, Sum]]) -> Callable[..., dict[str, Sum]]:
+    """A way to send weights on which one of them changes."""
+
+    def garble(sampler: Sampler, weights: Iterator[Named]) -> dict[str, Sum]:
+        sent = list(weights)
+        reload(sampler, iter([(n, t + 1e-5 * ("layers.1.mlp.up" in n)) for n, t in sent]))
+        return {name: Sum.of([tensor]) for name, tensor in sent}
+
+    return garble
 
 
 def step(policy: GenerativeRMPolicy, size: float = 0.05) -> None:

@@ -16,10 +16,9 @@ import lit_msrl.engines.vllm
 import lit_msrl.engines.vllm_requests
 from lit_msrl.engines import HFEngine, VLLMEngine
 from lit_msrl.engines.vllm_sampler import Sampler
-from lit_msrl.engines.vllm_sums import Sum
 from lit_msrl.policy import GenerativeRMPolicy
 from tests.conftest import text_prompt
-from tests.vllm.made import LONG, PROMPTS, draw, error, model, step
+from tests.vllm.made import LONG, PROMPTS, draw, error, garbled, model, step
 
 
 @pytest.fixture
@@ -136,16 +135,9 @@ def test_weights_that_are_not_sent_are_missed(policy, engine, monkeypatch, lost:
 
 
 def test_weights_that_change_on_the_way_are_found(policy, engine, monkeypatch) -> None:
-    reload = Sampler.reload
-
-    def garbled(sampler, weights):
-        weights = list(weights)
-        reload(sampler, iter([(n, t + 1e-5 * ("layers.1.mlp.up" in n)) for n, t in weights]))
-        return {name: Sum.of([tensor]) for name, tensor in weights}
-
     draw(engine, policy, PROMPTS[:1])
     step(policy)
-    monkeypatch.setattr(Sampler, "reload", garbled)
+    monkeypatch.setattr(Sampler, "reload", garbled(Sampler.reload))
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.gate_up_proj\.weight adds up to"):
         draw(engine, policy, PROMPTS[:1])
 
