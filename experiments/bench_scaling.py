@@ -163,7 +163,7 @@ def machine() -> Record:
 
 
 def draw(records: list[Record], path: Path) -> None:
-    """Time above, memory below, one column per axis; both scales logarithmic, a dotted line is proportional."""
+    """Time above, memory below, one column per axis; logarithmic scales, dots where proportional."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 

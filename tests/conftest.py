@@ -64,8 +64,8 @@ def tiny_internvl(seed: int = 0, **options) -> GenerativeRMPolicy:
     return GenerativeRMPolicy.from_parts(model, tokenizer, build_image_processor(), **options).eval()
 
 
-def tiny_qwen(kind: str) -> GenerativeRMPolicy:
-    """A random Qwen2.5-VL or Qwen3-VL."""
+def tiny_qwen(kind: str, *, width: int = 32, largest: int = 96, **options) -> GenerativeRMPolicy:
+    """A random Qwen2.5-VL or Qwen3-VL of two heads, for pictures of up to ``largest`` squared pixels."""
     tokenizer = build_tokenizer(WORDS, vocab_size=320)
     tokenizer.add_special_tokens(
         {"additional_special_tokens": list(QWEN_TOKENS)}, replace_extra_special_tokens=False
@@ -77,13 +77,13 @@ def tiny_qwen(kind: str) -> GenerativeRMPolicy:
     }
     text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
-        "head_dim": 16,
-        "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        "head_dim": width // 2,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [n * width // 32 for n in (2, 3, 3)]},
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
@@ -91,10 +91,10 @@ def tiny_qwen(kind: str) -> GenerativeRMPolicy:
     torch.manual_seed(0)
     vision: dict[str, Any] = {
         "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
         "num_heads": 2,
-        "out_hidden_size": 32,
+        "out_hidden_size": width,
     }
     if kind == "qwen2_5_vl":
         vision["fullatt_block_indexes"] = [1]
@@ -104,12 +104,13 @@ def tiny_qwen(kind: str) -> GenerativeRMPolicy:
         patch = 14
     else:
         vision["deepstack_visual_indexes"] = [0]
+        text["rope_scaling"]["mrope_interleaved"] = True  # transformers always does, vLLM if it is told
         model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
         patch = 16
     processor = Qwen2VLImageProcessorPil(
-        patch_size=patch, merge_size=2, temporal_patch_size=2, min_pixels=32 * 32, max_pixels=96 * 96
+        patch_size=patch, merge_size=2, temporal_patch_size=2, min_pixels=32 * 32, max_pixels=largest**2
     )
-    return GenerativeRMPolicy.from_parts(model, tokenizer, processor).eval()
+    return GenerativeRMPolicy.from_parts(model, tokenizer, processor, **options).eval()
 
 
 @pytest.fixture(params=["internvl", "qwen2_5_vl", "qwen3_vl"])

@@ -127,6 +127,7 @@ class VLLMEngine(SyncedEngine):
             "logprobs_mode": "processed_logprobs",  # of the distribution that was drawn from
             "mm_processor_kwargs": policy.backbone.processor_options(),
             "limit_mm_per_prompt": {"video": 0},  # clips are sent as their frames
+            "mm_device_do_normalize": False,  # else by buffers that are not sent, and random here
             "seed": 0,
         }
         if not on_gpu:  # a prompt read in pieces asks a CPU's generator for what it cannot do
