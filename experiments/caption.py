@@ -21,6 +21,7 @@ is asked about twice, however often it occurs. Ctrl-C finishes what is under way
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ from experiments.settings import STAGES, read_settings
 from lit_msrl.captioners import Captioner, EndpointCaptioner, PolicyCaptioner, Wording
 from lit_msrl.cli import run
 from lit_msrl.endpoint import Endpoint
-from lit_msrl.engines import HFEngine
+from lit_msrl.engines import HFEngine, RolloutEngine
 from lit_msrl.outputs import Journal
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import Style
@@ -83,6 +84,7 @@ class Options:
         device: Where the model runs in this process; by default a GPU if there is one.
         dtype: Of its weights; by default bfloat16 on a GPU, else float32.
         seed: Of sampling in this process.
+        engine: What samples in this process, e.g. ``VLLMEngine``; by default ``HFEngine``.
     """
 
     out: str
@@ -104,6 +106,7 @@ class Options:
     device: str | None = None
     dtype: str | None = None
     seed: int = 0
+    engine: RolloutEngine | None = None
 
     def __post_init__(self) -> None:
         if not self.out.endswith((".jsonl", ".parquet")):
@@ -190,7 +193,7 @@ def captioner_for(options: Options) -> Captioner:
     policy = GenerativeRMPolicy(options.model, dtype=dtype, max_length=options.max_length)
     return PolicyCaptioner(
         policy.to(device).eval(),
-        HFEngine(),
+        options.engine or HFEngine(),
         batch_size=options.batch_size,
         max_tokens=options.max_tokens,
         max_words=options.max_words,
@@ -242,13 +245,13 @@ def _parsed(words: list[str]) -> tuple[Options, list[str]]:
     taking = data
     for word in words:
         if word.startswith("-"):
-            taking = own if word == "-h" or word.partition("=")[0][2:] in names else data
+            taking = own if word == "-h" or re.split(r"[.=]", word[2:])[0] in names else data
         taking.append(word)
     parser = ArgumentParser(
         prog="caption.py", description=__doc__, exit_on_error=False, formatter_class=_Manual
     )
     parser.add_class_arguments(Options)
-    found = parser.parse_args(own)
+    found = parser.instantiate(parser.parse_args(own))
     return Options(**{name: found[name] for name in names - {"help"}}), data
 
 

@@ -220,7 +220,7 @@ def main(args: Sequence[str] | None = None) -> None:
     second = Scoring if command == "score" else Asking
     parser.add_class_arguments(Material)
     parser.add_class_arguments(second)
-    found = parser.parse_args(words)
+    found = parser.instantiate(parser.parse_args(words))
     material = Material(**{name: found[name] for name in Material.__dataclass_fields__})
     rest = second(**{name: found[name] for name in second.__dataclass_fields__})
     ask(material, rest) if isinstance(rest, Asking) else score_records(material, rest)

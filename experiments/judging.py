@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_msrl.endpoint import Endpoint
-from lit_msrl.engines import HFEngine
+from lit_msrl.engines import HFEngine, RolloutEngine
 from lit_msrl.evaluation import load_weights
 from lit_msrl.judges import EndpointJudge, Judge, PolicyJudge
 from lit_msrl.policy import GenerativeRMPolicy
@@ -45,6 +45,7 @@ class Asking:
         device: Where the model runs; by default a GPU if there is one.
         dtype: Of its weights; by default bfloat16 on a GPU, else float32.
         seed: Of sampling.
+        engine: What samples in this process, e.g. ``VLLMEngine``; by default ``HFEngine``.
         json: Print the scores as JSON instead of tables.
     """
 
@@ -67,6 +68,7 @@ class Asking:
     device: str | None = None
     dtype: str | None = None
     seed: int = 0
+    engine: RolloutEngine | None = None
     json: bool = False
 
 
@@ -102,7 +104,8 @@ def judge_for(asking: Asking, trained: dict[str, Any], longest: int, temperature
     if isinstance(temperature, str):
         raise ValueError("temperature 'server' is for endpoints; give a number")
     policy = _policy(asking, trained)
-    return PolicyJudge(policy, HFEngine(), max_completion=longest, temperature=temperature, seed=asking.seed)
+    engine = asking.engine or HFEngine()
+    return PolicyJudge(policy, engine, max_completion=longest, temperature=temperature, seed=asking.seed)
 
 
 def _policy(asking: Asking, trained: dict[str, Any]) -> GenerativeRMPolicy:

@@ -24,7 +24,7 @@ from data_modules.media import Decoder
 from data_modules.pass_rates import key, read_pass_rates
 from data_modules.sources import Source
 from lit_msrl.cli import run
-from lit_msrl.engines import HFEngine, Sampling
+from lit_msrl.engines import HFEngine, RolloutEngine, Sampling
 from lit_msrl.evaluation import load_weights, pass_rates
 from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import Style, View
@@ -35,6 +35,7 @@ def measure(
     source: Source,
     output: str,
     policy: GenerativeRMPolicy | None = None,
+    engine: RolloutEngine | None = None,
     *,
     checkpoint: str | None = None,
     samples: int = 8,
@@ -56,6 +57,7 @@ def measure(
         source: The examples; ties are left out.
         output: The JSONL file.
         policy: The judge; by default the embedded tiny model.
+        engine: What samples; by default ``HFEngine``.
         checkpoint: The judge's weights, a checkpoint of any stage; by default those of the policy.
         samples: Judgements per example.
         temperature: Of sampling them.
@@ -82,7 +84,7 @@ def measure(
                 continue
             shown = [replace(e, media=()) if view == "caption" else decoder.example(e) for e in batch]
             rates = pass_rates(
-                policy, HFEngine(), shown, view=view, style=style, sampling=sampling,
+                policy, engine or HFEngine(), shown, view=view, style=style, sampling=sampling,
                 seed=hash((seed, number)) % 2**62,
             )  # fmt: skip
             for example, rate in zip(batch, rates, strict=True):

@@ -105,7 +105,7 @@ def held_weights(model: nn.Module, names: Iterable[str], ranks: int = 1) -> dict
     return {name: Held(those, *_total(modules, name)) for name, those in copies.items()}
 
 
-def _copies(module: nn.Module, part: str, leaf: str, ranks: int) -> int:
+def _copies(module: Any, part: str, leaf: str, ranks: int) -> int:
     """On how many ranks each number of a weight is: on one where the layer is split, else on all."""
     if ranks == 1:
         return 1

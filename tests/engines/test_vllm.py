@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lit_msrl.engines import Sampling, VLLMEngine
+from lit_msrl.engines.together import own
 from lit_msrl.engines.vllm import _request
 from lit_msrl.engines.vllm_requests import completions
 from lit_msrl.engines.vllm_sampler import Sampler
@@ -61,6 +62,15 @@ def test_what_was_written_is_padded_on_the_right() -> None:
     assert drawn.logprobs.tolist() == [[-1.0, -2.0], [-3.0, 0.0]]
 
 
+def test_a_rank_keeps_its_own_completions() -> None:
+    policy = tiny_internvl()
+    everyones = completions(policy, [[7, 9, 8], [8], [5, 6]], [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
+    kept = own(everyones, first=1, count=2)
+    assert kept.ids.tolist() == [[8, policy.tokenizer.pad_token_id], [5, 6]]
+    assert kept.mask.tolist() == [[True, False], [True, True]]
+    assert kept.logprobs.tolist() == [[-4.0, 0.0], [-5.0, -6.0]]
+
+
 def test_log_probabilities_keep_their_digits_under_bf16_true() -> None:
     policy, before = tiny_internvl(), torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)  # as Lightning does
@@ -76,11 +86,13 @@ def test_sums_of_packed_weights_are_those_of_their_parts() -> None:
     model.layer.qkv_proj = packed
     names = [f"model.layer.{part}_proj.weight" for part in "qkv"] + ["model.norm.weight"]
     held = held_weights(model, names)
-    assert {name: one.parts for name, one in held.items()} == {
-        "layer.qkv_proj.weight": names[:3],
-        "norm.weight": names[3:],
+    assert {name: one.copies for name, one in held.items()} == {
+        "layer.qkv_proj.weight": dict.fromkeys(names[:3], 1),
+        "norm.weight": {names[3]: 1},
     }
-    sums = Sum.of(packed.weight.detach().split(4))
+    each = [Sum.of([part]) for part in packed.weight.detach().split(4)]
+    sums = Sum.together(each)
+    assert Sum.together([each[0].times(2), each[1]]).size == pytest.approx(2 * each[0].size + each[1].size)
     assert held["layer.qkv_proj.weight"].total == pytest.approx(sums.total, abs=1e-12)
     with pytest.raises(ValueError, match="no place for model.layer.z_proj.weight"):
         held_weights(model, ["model.layer.z_proj.weight"])

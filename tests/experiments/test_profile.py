@@ -82,7 +82,7 @@ def test_a_grid_is_measured_drawn_and_filled_in(tmp_path: Path, monkeypatch: pyt
     assert len(scaling.read(paths["points"])) == 2 * len(known)
     assert paths["plot"].stat().st_size > 1000
     page = paths["text"].read_text()
-    assert "| 4 | 1024 | 8 | 128 | 6.0 s | 30.0 s | 0.20 | 1.5 | 4.0 | 0.38 |" in page
+    assert "| 4 | 1024 | 8 | 128 | 6.00 | 30.00 | 1/5.0 | 1.50 | 4.00 | 1/2.7 |" in page
     assert "old" not in page
     assert page.startswith("before")
     assert page.endswith("after\n")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from lit_msrl.backbones.tiny import build_image_processor, build_model, build_tokenizer
-from lit_msrl.engines import Completions, HFEngine, Sampling, VLLMEngine
+from lit_msrl.engines import Completions, RolloutEngine, Sampling
 from lit_msrl.engines.vllm_sampler import Sampler
 from lit_msrl.engines.vllm_sums import Sum
 from lit_msrl.engines.weights import Named
@@ -24,7 +24,7 @@ def model(seed: int = 0, *, key_heads: int = 2, **options) -> GenerativeRMPolicy
     """A random InternVL with heads as narrow as vLLM's attention on a CPU takes them."""
     tokenizer = build_tokenizer(WORDS, vocab_size=320)
     whole = build_model(tokenizer, width=64, layers=2, heads=2, vision_width=32, vision_layers=1, seed=seed)
-    whole.config.text_config.num_key_value_heads = key_heads
+    whole.config.get_text_config().num_key_value_heads = key_heads
     made = type(whole)(whole.config)
     shapes = {name: tensor.shape for name, tensor in made.state_dict().items()}
     made.load_state_dict({name: t[: shapes[name][0]] for name, t in whole.state_dict().items()})
@@ -62,7 +62,7 @@ def step(policy: GenerativeRMPolicy, size: float = 0.05) -> None:
 
 
 def draw(
-    engine: VLLMEngine | HFEngine,
+    engine: RolloutEngine,
     policy: GenerativeRMPolicy,
     prompts: Sequence[JudgingPrompt] = PROMPTS,
     *,
