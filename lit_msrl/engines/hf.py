@@ -99,8 +99,10 @@ def _draw(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> tup
     if sampling.temperature == 0:
         tokens = logprobs.argmax(-1)
     else:
-        noise = torch.empty_like(logprobs).exponential_(generator=generator)
-        tokens = (logprobs.exp() / noise).argmax(-1)  # the Gumbel trick
+        below = logprobs.exp().cumsum(-1, dtype=torch.float64)  # in 32 bits rare tokens would be lost
+        point = torch.rand(*below.shape[:-1], 1, generator=generator, dtype=below.dtype, device=below.device)
+        found = torch.searchsorted(below, point * below[..., -1:], right=True)[..., 0]
+        tokens = found.clamp(max=below.shape[-1] - 1)  # where rounding carried the point to the very end
     return tokens, logprobs.gather(-1, tokens[..., None])[..., 0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import chisquare
 from torch.testing import assert_close
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
@@ -91,6 +92,17 @@ def test_what_is_finished_leaves_and_nothing_follows_the_end(policy: GenerativeR
         still = (lengths > step).view(-1, 4)
         assert tokens <= max(int(still.any(1).sum() * still.sum(1).max()) / 0.75, 1)
     assert steps[-1] < steps[0]
+
+
+def test_tokens_come_as_often_as_they_are_probable() -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.0499, 1e-4, 0.0], dtype=torch.float64)
+    scores = probabilities.float().log().clamp(min=-1e4).expand(1, 200_000, -1)
+    tokens, logprobs = _draw(2 * scores, Sampling(temperature=2.0), torch.Generator().manual_seed(0))
+    counts = tokens.flatten().bincount(minlength=7)
+    possible = probabilities > 0
+    assert counts[~possible].sum() == 0
+    assert chisquare(counts[possible], 200_000 * probabilities[possible]).pvalue > 0.01
+    assert_close(logprobs[0].double().exp(), probabilities[tokens[0]], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(("top_p", "top_k"), [(0.7, 0), (1.0, 5), (0.5, 20), (1.0, 999), (1e-9, 0)])
