@@ -101,6 +101,7 @@ class GenerativeRMPolicy(nn.Module):
         self.tokenizer, self.max_length = tokenizer, max_length
         self.backbone = backbone_for(model.config, image_processor)
         self.lora, self.quantized = lora, False
+        self.compute: torch.dtype | None = None  # other than that of the weights: set when it is sharded
         self.departed: set[str] = set()  # parameters that differ, or may come to, from the base model's
         self.sharing: Sharing = "auto"
         model.set_attn_implementation({"text_config": attention.NAME})
@@ -122,6 +123,18 @@ class GenerativeRMPolicy(nn.Module):
     def device(self) -> torch.device:
         """Where the model lives."""
         return self.suppressed.device  # not that of the weights, which may be offloaded
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """What it computes in: autocast's type where that is on, or a sharded policy's, or the weights'."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return self.compute or self.head.weight.dtype
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in 16 bits, so that other kernels give other log-probabilities."""
+        return self.arithmetic in (torch.bfloat16, torch.float16)
 
     # ---- parts ---------------------------------------------------------------------------------------------
 

@@ -193,8 +193,7 @@ def check_sharing(
     """
     asked, policy.sharing = policy.sharing, "off"
     expected, _ = policy.logprobs(batch, ids, mask)
-    half = policy.head.weight.dtype in (torch.bfloat16, torch.float16)
-    tolerance = 0.05 if half else 1e-3  # in nats; what is known to go wrong is off by 0.07 and more
+    tolerance = 0.05 if policy.half else 1e-3  # in nats; what is known to go wrong is off by 0.07 and more
     for sharing in (asked, "dense"):
         policy.sharing, reason = sharing, ""
         try:

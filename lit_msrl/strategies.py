@@ -132,6 +132,7 @@ def shard(
         fully_shard(layer, reshard_after_forward=True, **options)
     trains = any(parameter.requires_grad for parameter in policy.parameters())
     fully_shard(policy, reshard_after_forward=not trains, **options)
+    policy.compute = compute
     for method in ("logprobs", "see"):  # the policy has no `forward`; these run it, and gather the rest
         register_fsdp_forward_method(policy, method)
 

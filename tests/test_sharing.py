@@ -129,6 +129,24 @@ def test_the_check_passes_what_agrees() -> None:
     assert policy.sharing == "auto"
 
 
+def test_the_check_allows_for_arithmetic_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_internvl()
+    ids, counted = completions(policy)
+    right = sharing.completion_states
+
+    def rounded(policy: GenerativeRMPolicy, *args) -> Tensor:
+        return right(policy, *args) * (1.0 if policy.sharing == "off" else 1.01)
+
+    monkeypatch.setattr("lit_msrl.policy.completion_states", rounded)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert policy.arithmetic == torch.bfloat16
+        sharing.check_sharing(policy, policy.encode(PROMPTS), ids, counted)
+    assert policy.sharing == "auto"
+    assert policy.arithmetic == torch.float32
+    with pytest.warns(UserWarning, match="differ from plain rows by 0.0"):
+        sharing.check_sharing(policy, policy.encode(PROMPTS), ids, counted)
+
+
 def test_the_check_falls_back_to_plain_rows_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_internvl()
     ids, counted = completions(policy)

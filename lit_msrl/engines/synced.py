@@ -61,8 +61,7 @@ class SyncedEngine(RolloutEngine):
         """Send what has changed since the last time, everything the first time; returns whether it did."""
         if not self.serves(policy):
             self.start(policy)
-            half = self.half or policy.head.weight.dtype in HALF
-            self.checks = StartUpChecks(half=half) if self.check else None
+            self.checks = StartUpChecks(half=self.half or policy.half) if self.check else None
             self.served, self.sent = policy, None
         now = fingerprint(policy)
         if now == self.sent:

@@ -43,7 +43,7 @@ class VLLMEngine(SyncedEngine):
         tensor_parallel: Devices over which vLLM spreads the model; they should be of one machine.
         gpu_memory: The part of a GPU's memory that vLLM may take, weights and cache together.
         kv_cache_gib: The cache on a CPU, in GiB.
-        dtype: vLLM computes in ``float32``, ``bfloat16`` or ``float16``; by default as the policy's weights.
+        dtype: vLLM computes in ``float32``, ``bfloat16`` or ``float16``; by default as the policy.
         eager: Run without CUDA graphs: starts sooner, samples slower. On a CPU it always does.
         timeout: Seconds for a call of vLLM (its start, a transfer of weights, the completions of a step)
             after which the run ends with a message instead of waiting.
@@ -116,7 +116,7 @@ class VLLMEngine(SyncedEngine):
         on_gpu, text = policy.device.type == "cuda", policy.model.config.get_text_config()
         options: dict[str, Any] = {
             "load_format": "dummy",  # the weights are sent
-            "dtype": self.dtype or str(policy.head.weight.dtype).removeprefix("torch."),
+            "dtype": self.dtype or str(policy.arithmetic).removeprefix("torch."),
             "max_model_len": min(policy.max_length, text.max_position_embeddings),
             "enforce_eager": self.eager or not on_gpu,
             "tensor_parallel_size": self.tensor_parallel,

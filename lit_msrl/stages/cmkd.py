@@ -82,8 +82,9 @@ class CMKD(SFTModule):
         if self.traces:
             return
         loader = self.trainer.datamodule.distillation_batches()  # type: ignore[attr-defined]
-        for step, batch in enumerate(tqdm(loader, desc="CMKD: judging captions", leave=False)):
-            self.traces |= self.distil(list(batch), salt=step)
+        with self.trainer.precision_plugin.forward_context():  # as in a step
+            for step, batch in enumerate(tqdm(loader, desc="CMKD: judging captions", leave=False)):
+                self.traces |= self.distil(list(batch), salt=step)
         if torch.distributed.is_initialized():
             gathered: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(gathered, self.traces)

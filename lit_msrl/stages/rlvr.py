@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -131,8 +132,18 @@ class RLVRModule(StageModule):
         return [self.loss]
 
     def setup(self, stage: str) -> None:
-        """Keep the policy as it starts, if the loss compares with it."""
+        """Keep the policy as it starts, if the loss compares with it.
+
+        Raises:
+            ValueError: The precision scales gradients.
+        """
         super().setup(stage)
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is not None:
+            raise ValueError(
+                "trainer.precision=16-mixed scales gradients, so that model.max_grad_norm is wrong; "
+                "use bf16-mixed"
+            )
         if stage == "fit" and self.loss.needs_reference and not self.policy.adapted:
             self.reference = [copy.deepcopy(self.policy).requires_grad_(False)]
 

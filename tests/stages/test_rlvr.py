@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.testing import assert_close
 
 from data_modules.base import PreferenceDataModule
@@ -260,3 +261,9 @@ def test_what_is_counted_and_earned_stays_in_32_bits(precision, tmp_path):
     ]
     assert {tensor.dtype for tensor in exact if tensor is not None} == {torch.float32}
     assert rollout.normalizer == len(rollout.rewards)
+
+
+def test_precision_that_scales_gradients_is_refused(tmp_path) -> None:
+    scaling = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(ValueError, match="use bf16-mixed"):
+        trainer(tmp_path, plugins=[scaling]).fit(module(tiny_internvl()), data())

@@ -71,3 +71,11 @@ def test_a_resumed_run_is_the_same(whole: Path, tmp_path: Path, monkeypatch) -> 
     call("stage3", command("stage3", tmp_path, *OPTIONS, "--ckpt_path=last"))
     expected, found = weights(whole), weights(tmp_path)
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_where_training_computes_in_16_bits_vllm_does(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lit_msrl.rewards.RewardSum.__call__", _uneven())
+    cli = call("stage3", command("stage3", tmp_path, *OPTIONS, "--trainer.precision=bf16-mixed"))
+    assert cli.model.engine.sampler.dtype == torch.bfloat16
+    kl = read_curves(tmp_path / "stage3" / "version_0")["sampler/kl"][1]
+    assert 1e-8 < max(abs(value) for value in kl) < 1e-3
