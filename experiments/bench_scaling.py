@@ -2,8 +2,15 @@
 
 python experiments/bench_scaling.py --peer_python=PYTHON --peer_script=FILE
 
-``FILE`` has ``make DIR --prompt N --rows N``, which writes a model and a workload, and ``run DIR``, which
-prints one JSON line (see ``profile_step.py``); ``PYTHON`` is the interpreter it runs with. Every point has a
+``FILE`` is a script around the other trainer, ``PYTHON`` the interpreter it runs with. It has two commands:
+
+- ``make DIR --prompt=N --rows=N`` writes a Hugging Face model into DIR, and ``workload.jsonl`` (its rows are
+  described in ``profile_step.py``) with prompts of about so many tokens, pictures included;
+- ``run DIR --prompts=N --group=N --completion=N --steps=N --threads=N`` takes one step that is not timed and
+  ``steps`` that are. The last line it prints is JSON: ``peer`` (``trl``), ``prompts``, ``group``,
+  ``completion``, ``threads``, ``step_seconds``, ``median_step_seconds``, ``peak_rss_gb``.
+
+docs/performance.md says which model and which settings its table was made with. Every point has a
 process of its own, one after the other, and becomes a line of ``--points``. Points that are there are not
 measured again: delete their lines to do so. In the end the plot is drawn and the table in
 docs/performance.md filled in.
@@ -12,6 +19,7 @@ docs/performance.md filled in.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -73,14 +81,14 @@ def bench_scaling(
         threads: CPU threads.
         limit: Seconds after which a point is given up and noted as such.
     """
-    path = Path(points)
+    path, here = Path(points), machine()
     with tempfile.TemporaryDirectory() as folder:
         for point, side in missing(read(path)):
             print(f"{side}: {point}", flush=True)
             workload = make(Path(folder), point.prompt, 4 * (steps + 1), peer_python, peer_script)
             command = commands(workload, peer_python, peer_script)[side] + options(point, steps, threads)
             with path.open("a") as file:
-                print(json.dumps(asdict(point) | measure(side, command, limit) | machine()), file=file)
+                print(json.dumps(asdict(point) | measure(side, command, limit) | here), file=file)
     records = read(path)
     draw(records, Path(plot))
     page = Path(text)
@@ -148,15 +156,17 @@ def measure(side: Side, command: list[str], limit: float) -> Record:
         killed = done.returncode < 0
         last = (done.stderr.strip().splitlines() or [""])[-1]
         return {"peer": side, "left_out": f"killed by signal {-done.returncode}" if killed else last}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    lines = done.stdout.strip().splitlines()
+    return json.loads(lines[-1]) if lines else {"peer": side, "left_out": "printed nothing"}
 
 
-def machine() -> Record:
-    """Where and with what."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+def machine(info: Path = Path("/proc/cpuinfo")) -> Record:
+    """Where and with what; a processor that the file does not name is called as Python calls it."""
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    name = next(iter(names), platform.processor() or platform.machine())
     return {
-        "machine": f"{len(names)} x {names[0]}",
+        "machine": f"{os.cpu_count()} x {name}",
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -170,7 +180,8 @@ def draw(records: list[Record], path: Path) -> None:
     measures = {"median_step_seconds": "seconds per step", "peak_rss_gb": "peak memory, GB"}
     figure, axes = plt.subplots(len(measures), len(GRID), figsize=(11, 6), sharey="row", layout="constrained")
     for row, (measure_, label) in zip(axes, measures.items(), strict=True):
-        for ax, (axis, values) in zip(row, GRID.items(), strict=True):
+        for ax, axis in zip(row, GRID, strict=True):
+            values = sorted(positions(records, axis).values())
             for (side, name), colour in zip(SIDES.items(), ("tab:blue", "tab:orange"), strict=True):
                 line = on_axis(records, side, axis, measure_)
                 ax.plot(list(line), list(line.values()), "o-", color=colour, label=name)
@@ -189,7 +200,8 @@ def draw(records: list[Record], path: Path) -> None:
     ):
         ax.set_xlabel(name)
     axes[0, 0].legend()
-    note = "one prompt a step; where not varied: 1024 prompt tokens, 8 completions of 128 tokens"
+    fixed = f"{tokens(records, Point())} prompt tokens, 8 completions of 128 tokens"
+    note = f"one prompt a step; where not varied: {fixed}"
     gone = [
         f"{r['peer']} at {r['prompt']}/{r['group']}/{r['completion']}" for r in records if "left_out" in r
     ]
@@ -199,9 +211,21 @@ def draw(records: list[Record], path: Path) -> None:
     plt.close(figure)
 
 
+def positions(records: list[Record], axis: str) -> dict[Point, int]:
+    """Where the points of an axis lie on it."""
+    points = {replace(Point(), **{axis: value}): value for value in GRID[axis]}
+    return {p: tokens(records, p) if axis == "prompt" else value for p, value in points.items()}
+
+
+def tokens(records: list[Record], point: Point) -> int:
+    """Tokens of a point's prompt as our side counted them; those asked for where it did not."""
+    counted = (r["prompt_tokens"] for r in records if key(r) == point and "prompt_tokens" in r)
+    return next(counted, point.prompt)
+
+
 def on_axis(records: list[Record], side: Side, axis: str, measure_: str) -> dict[int, float]:
     """What was measured along an axis, in its order."""
-    wanted = {replace(Point(), **{axis: value}): value for value in GRID[axis]}
+    wanted = positions(records, axis)
     found = {
         wanted[key(r)]: float(r[measure_])
         for r in records
@@ -219,7 +243,7 @@ def table(records: list[Record]) -> str:
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for point in grid():
         ours, theirs = (by.get((point, side), {}) for side in SIDES)
-        cells = [str(n) for n in (point.prompts, point.prompt, point.group, point.completion)]
+        cells = [str(n) for n in (point.prompts, tokens(records, point), point.group, point.completion)]
         for name in ("median_step_seconds", "peak_rss_gb"):
             left, right = ours.get(name), theirs.get(name)
             cells += [f"{value:.2f}" if value else "–" for value in (left, right)]

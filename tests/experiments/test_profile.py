@@ -72,7 +72,7 @@ def test_a_grid_is_measured_drawn_and_filled_in(tmp_path: Path, monkeypatch: pyt
         f"pathlib.Path(sys.argv[2]).mkdir(exist_ok=True)\nprint('noise')\nprint('''{json.dumps(line)}''')"
     )
     monkeypatch.setattr(scaling, "GRID", {"prompt": (256, 1024), "group": (8,), "completion": (128,)})
-    ours = {"median_step_seconds": 6.0, "peak_rss_gb": 1.5}
+    ours = {"median_step_seconds": 6.0, "peak_rss_gb": 1.5, "prompt_tokens": 1031}
     known = [record(point, "lit_msrl", **ours) for point in scaling.grid()]
     (tmp_path / "points.jsonl").write_text("".join(json.dumps(each) + "\n" for each in known))
     (tmp_path / "page.md").write_text(f"before\n{scaling.START}\nold\n{scaling.END}\nafter\n")
@@ -82,7 +82,7 @@ def test_a_grid_is_measured_drawn_and_filled_in(tmp_path: Path, monkeypatch: pyt
     assert len(scaling.read(paths["points"])) == 2 * len(known)
     assert paths["plot"].stat().st_size > 1000
     page = paths["text"].read_text()
-    assert "| 4 | 1024 | 8 | 128 | 6.00 | 30.00 | 1/5.0 | 1.50 | 4.00 | 1/2.7 |" in page
+    assert "| 4 | 1031 | 8 | 128 | 6.00 | 30.00 | 1/5.0 | 1.50 | 4.00 | 1/2.7 |" in page
     assert "old" not in page
     assert page.startswith("before")
     assert page.endswith("after\n")
@@ -91,5 +91,26 @@ def test_a_grid_is_measured_drawn_and_filled_in(tmp_path: Path, monkeypatch: pyt
 def test_a_point_that_fails_says_why(tmp_path: Path) -> None:
     sick = [sys.executable, "-c", "raise SystemExit('no memory')"]
     assert scaling.measure("trl", sick, limit=60) == {"peer": "trl", "left_out": "no memory"}
+    mute = [sys.executable, "-c", ""]
+    assert scaling.measure("trl", mute, limit=60) == {"peer": "trl", "left_out": "printed nothing"}
     slow = [sys.executable, "-c", "import time; time.sleep(60)"]
     assert scaling.measure("trl", slow, limit=0.2) == {"peer": "trl", "left_out": "longer than 0 s"}
+
+
+def test_both_sides_stand_where_the_prompt_was_counted() -> None:
+    records = [
+        record(Point(prompt=256), "lit_msrl", peak_rss_gb=1.0, prompt_tokens=300),
+        record(Point(prompt=256), "trl", peak_rss_gb=2.0),
+        record(Point(prompt=512), "trl", peak_rss_gb=3.0),
+    ]
+    assert scaling.on_axis(records, "lit_msrl", "prompt", "peak_rss_gb") == {300: 1.0}
+    assert scaling.on_axis(records, "trl", "prompt", "peak_rss_gb") == {300: 2.0, 512: 3.0}
+    assert "| 1 | 300 | 8 | 128 |" in scaling.table(records)
+
+
+def test_a_machine_that_does_not_name_its_processor(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nBogoMIPS : 50.00\n")
+    for info in (tmp_path / "cpuinfo", tmp_path / "nothing"):
+        count, name = scaling.machine(info)["machine"].split(" x ")
+        assert int(count) >= 1
+        assert name
