@@ -32,12 +32,12 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from data_modules.captions import hashes_beside
 from data_modules.hashes import KnownHashes
 from experiments.captioning import Captioning, Tally, wanted
+from experiments.judging import placed, refuse_both
 from experiments.settings import STAGES, read_settings
 from lit_msrl.captioners import Captioner, EndpointCaptioner, PolicyCaptioner, Wording
 from lit_msrl.cli import run
@@ -115,6 +115,7 @@ class Options:
             value = self.__dict__[name]
             if value is not None and value < 1:
                 raise ValueError(f"--{name}={value}: must be at least 1")
+        refuse_both(self.endpoint, self.engine)
 
     @property
     def journal(self) -> Path:
@@ -188,8 +189,7 @@ def captioner_for(options: Options) -> Captioner:
             max_words=options.max_words,
             temperature=options.temperature,
         )
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    device, dtype = placed(options.device, options.dtype)
     policy = GenerativeRMPolicy(options.model, dtype=dtype, max_length=options.max_length)
     return PolicyCaptioner(
         policy.to(device).eval(),

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data_modules.benchmarks import find, load, names
 from data_modules.content import require
 from data_modules.media import Decoder, MediaError
-from experiments.judging import Asking, judge_for, trained_as
+from experiments.judging import Asking, judge_for, sampler, trained_as
 from lit_msrl.benchmark import compare, fingerprint, score
 from lit_msrl.cli import run
 from lit_msrl.evaluation import Plan, examine
@@ -126,7 +126,8 @@ def _settings(
     plans = {name: value for name, value in asdict(plan).items() if name != "batch_size"}
     who = {"model": asking.model, "endpoint": asking.endpoint, "num_frames": asking.num_frames}
     version = {"version": find(material.benchmark).version, "examples": fingerprint(examples)}
-    return asdict(material) | version | who | plans | {"temperature": temperature, "seed": asking.seed}
+    drawn = {"temperature": temperature, "seed": asking.seed} | sampler(asking)
+    return asdict(material) | version | who | plans | drawn
 
 
 def _score(

@@ -71,6 +71,33 @@ class Asking:
     engine: RolloutEngine | None = None
     json: bool = False
 
+    def __post_init__(self) -> None:
+        refuse_both(self.endpoint, self.engine)
+
+
+def refuse_both(endpoint: str | None, engine: RolloutEngine | None) -> None:
+    """One of the two would not be used.
+
+    Raises:
+        ValueError: Both are given.
+    """
+    if endpoint is not None and engine is not None:
+        raise ValueError("--engine samples in this process, --endpoint elsewhere; give one of them")
+
+
+def placed(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """Where a model runs and the form of its weights: as given, else a GPU if there is one, 16 bits there."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return device, dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+
+
+def sampler(asking: Asking) -> dict[str, str | None]:
+    """What samples in this process, and the form of the weights; with an endpoint that is its own affair."""
+    if asking.endpoint is not None:
+        return {"engine": None, "dtype": None}
+    engine = type(asking.engine or HFEngine()).__name__
+    return {"engine": engine, "dtype": placed(asking.device, asking.dtype)[1]}
+
 
 def trained_as(asking: Asking) -> dict[str, Any]:
     """The model settings of a checkpoint's stage, from the configuration beside it."""
@@ -109,8 +136,7 @@ def judge_for(asking: Asking, trained: dict[str, Any], longest: int, temperature
 
 
 def _policy(asking: Asking, trained: dict[str, Any]) -> GenerativeRMPolicy:
-    device = asking.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = asking.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    device, dtype = placed(asking.device, asking.dtype)
     policy = {"class_path": "lit_msrl.policy.GenerativeRMPolicy", "init_args": {"model_name": asking.model}}
     policy = trained.get("policy", policy)
     policy["init_args"] |= {"dtype": dtype, "max_length": asking.max_length}

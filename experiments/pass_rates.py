@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import auto_cli
 from tqdm import tqdm
@@ -23,6 +24,7 @@ import data_modules  # noqa: F401 - so that the command line finds the sources b
 from data_modules.media import Decoder
 from data_modules.pass_rates import key, read_pass_rates
 from data_modules.sources import Source
+from experiments.judging import placed
 from lit_msrl.cli import run
 from lit_msrl.engines import HFEngine, RolloutEngine, Sampling
 from lit_msrl.evaluation import load_weights, pass_rates
@@ -46,7 +48,7 @@ def measure(
     batch_size: int = 16,
     num_frames: int = 3,
     max_pixels: int = 1024 * 1024,
-    device: str = "cpu",
+    device: str | None = None,
     seed: int = 0,
 ) -> None:
     """Sample judgements of every example and write the share of right verdicts, one example per line.
@@ -67,16 +69,18 @@ def measure(
         batch_size: Examples at a time.
         num_frames: Frames taken from a clip.
         max_pixels: Pictures and frames are shrunk to at most this many pixels.
-        device: Where to sample, e.g. ``cuda``.
+        device: Where to sample; by default a GPU if there is one.
         seed: Seed of all sampling.
     """
     source.check()
     policy = policy or GenerativeRMPolicy("tiny")
     if checkpoint is not None:
         load_weights(policy, Path(checkpoint))
-    policy.to(device).eval()
-    judge, file = checkpoint or "base", Path(output)
-    done = measured(file, judge, samples)
+    policy.to(placed(device, None)[0]).eval()
+    engine, file = engine or HFEngine(), Path(output)
+    how = {"samples": samples, "judge": checkpoint or "base", "engine": type(engine).__name__}
+    how |= {"view": view, "style": style, "temperature": temperature}
+    done = measured(file, how)
     decoder, sampling = Decoder(num_frames, max_pixels), Sampling(samples, max_completion, temperature)
     with file.open("a", encoding="utf-8") as lines:
         for number, batch in enumerate(tqdm(in_batches(source, batch_size), desc="judging", leave=False)):
@@ -84,13 +88,13 @@ def measure(
                 continue
             shown = [replace(e, media=()) if view == "caption" else decoder.example(e) for e in batch]
             rates = pass_rates(
-                policy, engine or HFEngine(), shown, view=view, style=style, sampling=sampling,
+                policy, engine, shown, view=view, style=style, sampling=sampling,
                 seed=hash((seed, number)) % 2**62,
             )  # fmt: skip
             for example, rate in zip(batch, rates, strict=True):
                 if (example.source, example.id) not in done:
                     row = {"source": example.source, "id": example.id, "pass_rate": rate}
-                    lines.write(json.dumps(row | {"samples": samples, "judge": judge}) + "\n")
+                    lines.write(json.dumps(row | how) + "\n")
             lines.flush()
             os.fsync(lines.fileno())
 
@@ -102,22 +106,21 @@ def in_batches(source: Source, size: int) -> Iterator[list[PreferenceExample]]:
         yield batch
 
 
-def measured(file: Path, judge: str, samples: int) -> set[tuple[str, str]]:
+def measured(file: Path, how: Mapping[str, Any]) -> set[tuple[str, str]]:
     """The examples whose rates the file holds; a line that was broken off is removed.
 
     Raises:
-        ValueError: The file holds the rates of another judge, or of another number of samples.
+        ValueError: The file holds the rates of another judge, or measured in another way.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     content = file.read_bytes() if file.is_file() else b""
     file.write_bytes(content[: content.rfind(b"\n") + 1])
     rows = read_pass_rates(str(file))
-    if others := {(row["judge"], row["samples"]) for row in rows} - {(judge, samples)}:
-        who, count = others.pop()
-        raise ValueError(
-            f"{file} holds pass rates of {who} with {count} samples, not of {judge} with {samples}; "
-            "choose another --output"
-        )
+    for name, value in how.items():
+        if other := next((row for row in rows if row.get(name) != value), None):
+            raise ValueError(
+                f"{file} holds pass rates with {name} {other.get(name)}, not {value}; choose another --output"
+            )
     return {key(row) for row in rows}
 
 

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from experiments import evaluate
+from experiments.judging import placed
 from lit_msrl.cli import run
 from lit_msrl.policy import GenerativeRMPolicy
 from tests.benchmarks.made import JUDGEBENCH_ROWS, VL_ROWS
@@ -122,6 +123,22 @@ def test_a_folder_holds_one_run(data, tmp_path, capsys):
     assert "--out" in line
 
 
+def test_a_run_does_not_go_on_with_another_sampler(data, tmp_path, capsys):
+    args = ["--benchmark=judgebench", f"--data={data}", f"--out={tmp_path}/out", "--model=tiny", "--limit=1"]
+    args += ["--max_completion=2", "--device=cpu"]
+    call(*args)
+    assert "engine HFEngine instead of VLLMEngine" in complaint(capsys, *args, "--engine=VLLMEngine")
+    assert "dtype float32 instead of bfloat16" in complaint(capsys, *args, "--dtype=bfloat16")
+
+
+def test_a_model_runs_on_a_gpu_if_there_is_one(monkeypatch):
+    assert placed("cpu", None) == ("cpu", "float32")
+    assert placed("cuda:1", None) == ("cuda:1", "bfloat16")
+    for there, expected in ((True, ("cuda", "float16")), (False, ("cpu", "float16"))):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert placed(None, "float16") == expected
+
+
 def test_votes_with_early_stop(data, tmp_path, capsys):
     with serving(first) as server:
         call(*asked_of(server, data, tmp_path / "out", "--votes=5", "--early_stop"))
@@ -209,6 +226,7 @@ def test_the_embedded_model_and_its_checkpoint_judge_alike(data, tmp_path, check
         (["--model=nothing/last.ckpt"], "nothing/last.ckpt: no such checkpoint"),
         (["--temperature=server", "--model=tiny"], "temperature 'server' is for endpoints"),
         (["--endpoint=localhost", "--model=m"], "is no URL"),
+        (["--endpoint=http://localhost:1", "--engine=HFEngine"], "--engine samples in this process"),
     ],
 )
 def test_settings_that_cannot_work_are_one_line(changed, message, data, tmp_path, capsys):

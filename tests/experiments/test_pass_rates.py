@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data_modules import PassRateFilter, World
 from experiments import pass_rates as script
 from lit_msrl.engines import Sampling
 from lit_msrl.evaluation import pass_rates
+from lit_msrl.policy import GenerativeRMPolicy
 from lit_msrl.prompts import render
 from tests.conftest import text_prompt, tiny_internvl
 from tests.experiments.made import call, command
@@ -60,10 +62,26 @@ def test_an_interrupted_run_goes_on_to_the_same_file(tmp_path, monkeypatch) -> N
     assert asked == [4, 2]
 
 
-def test_rates_of_another_judge_are_not_mixed_in(tmp_path) -> None:
+def test_rates_measured_otherwise_are_not_mixed_in(tmp_path) -> None:
     measure(tmp_path / "rates.jsonl")
-    with pytest.raises(ValueError, match="holds pass rates of base with 4 samples, not of base with 2"):
-        measure(tmp_path / "rates.jsonl", samples=2)
+    engine = ScriptedEngine(lambda _: [])
+    for changed, message in (
+        ({"samples": 2}, "samples 4, not 2"),
+        ({"engine": engine}, "engine HFEngine, not ScriptedEngine"),
+        ({"view": "visual"}, "view caption, not visual"),
+        ({"style": "full"}, "style compact, not full"),
+        ({"temperature": 0.5}, "temperature 1.0, not 0.5"),
+    ):
+        with pytest.raises(ValueError, match=f"holds pass rates with {message}; choose another --output"):
+            measure(tmp_path / "rates.jsonl", **changed)
+
+
+def test_a_gpu_samples_if_there_is_one(tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(GenerativeRMPolicy, "to", lambda self, device: asked.append(device) or self)
+    measure(tmp_path / "rates.jsonl", max_completion=1)
+    assert asked == ["cuda"]
 
 
 def test_a_stage_trains_on_what_is_left(tmp_path) -> None:
