@@ -1,6 +1,6 @@
 """What a machine with a GPU shows: QLoRA of an 8B within 24 GB, FSDP2, the demo, speed. One JSON line a part.
 
-python experiments/bench_accelerator.py [--append=docs/performance.jsonl]
+python experiments/bench_accelerator.py [--append=docs/accelerator.jsonl]
 
 The models have the shapes of InternVL3.5 and random weights, drawn on the GPU. Each part runs in a process of
 its own; one that fails says why in its line (``left_out``). Every training part gives the peak that was
