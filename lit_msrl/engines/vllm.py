@@ -136,7 +136,9 @@ class VLLMEngine(SyncedEngine):
         if policy.lora is not None:
             options |= {"enable_lora": True, "max_lora_rank": allowed_rank(policy.lora.rank), "max_loras": 1}
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            options["distributed_executor_backend"] = "external_launcher"
+            options["distributed_executor_backend"] = "external_launcher"  # the device is LOCAL_RANK
+        elif on_gpu:  # else the first one
+            options["device_ids"] = [policy.device.index or 0]
         return options
 
     def send_model(self, policy: GenerativeRMPolicy, weights: Iterator[Named]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -53,7 +54,6 @@ class Sampler:
         )
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         threading.Thread(target=self._serve, daemon=True, name="vllm").start()
-        self.device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     @classmethod
     def of(
@@ -67,10 +67,10 @@ class Sampler:
         """The sampler for such a policy, started if need be; its weights are not this policy's yet.
 
         Args:
-            policy: Its configuration and tokenizer are used.
+            policy: Its configuration, tokenizer and device are used.
             options: Of ``vllm.LLM``.
             timeout: Seconds after which a call is given up.
-            environment: Variables that vLLM reads.
+            environment: Variables that vLLM reads at its start; they are as before afterwards.
 
         Raises:
             ValueError: vLLM is not installed.
@@ -91,7 +91,7 @@ class Sampler:
             cls.running.close()
         sampler = cls(folder, key, options)
         sampler.timeout = timeout
-        sampler.call("starting", lambda: sampler._start(environment))
+        sampler.call("starting", lambda: sampler._start(environment, policy.device))
         cls.running = sampler
         atexit.register(sampler.close)  # while the process groups that it shares are there
         return sampler
@@ -103,8 +103,8 @@ class Sampler:
             TimeoutError: It took too long; vLLM is not usable any more.
         """
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self.calls.put((function, answer))
         try:
+            self.calls.put((function, answer))
             result, error = answer.get(timeout=self.timeout)
         except queue.Empty:
             self._forsake()
@@ -112,6 +112,9 @@ class Sampler:
                 f"vLLM has not finished {what} after {self.timeout:g} s; go on with --ckpt_path=last, and if "
                 "it was only slow raise model.engine.timeout"
             ) from None
+        except BaseException:  # Ctrl-C: the process must not wait at its end for what still runs
+            self._forsake()
+            raise
         if error is not None:
             if not isinstance(error, ValueError):  # requests may be left in it
                 self._forsake()
@@ -138,21 +141,21 @@ class Sampler:
                 answer.put((None, error))
             del function, answer
 
-    def _start(self, environment: Mapping[str, str]) -> None:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        os.environ.update(environment)
-        if self.device is not None:
-            torch.cuda.set_device(self.device)
+    def _start(self, environment: Mapping[str, str], device: torch.device) -> None:
+        if device.type == "cuda":  # of this thread; vLLM is told by its options
+            torch.cuda.set_device(device)
         self.shares_group = torch.distributed.is_initialized()
+        quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
         set_num_threads = torch.set_num_threads  # vLLM replaces it on CPUs, for the whole process
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from vllm import LLM  # pyright: ignore
+        try:
+            with warnings.catch_warnings(), _environment({**quiet, **environment}):
+                warnings.simplefilter("ignore")
+                from vllm import LLM  # pyright: ignore
 
-            register()
-            self.llm = LLM(model=str(self.folder), **self.options)
-        torch.set_num_threads = set_num_threads
+                register()
+                self.llm = LLM(model=str(self.folder), **self.options)
+        finally:
+            torch.set_num_threads = set_num_threads
 
     def _end(self) -> None:
         from vllm.distributed import parallel_state  # pyright: ignore
@@ -160,8 +163,10 @@ class Sampler:
         destroy = parallel_state.destroy_distributed_environment
         if self.shares_group:  # vLLM would take the training's process group with it
             parallel_state.destroy_distributed_environment = lambda: None
-        self.llm.llm_engine.engine_core.shutdown()
-        parallel_state.destroy_distributed_environment = destroy
+        try:
+            self.llm.llm_engine.engine_core.shutdown()
+        finally:
+            parallel_state.destroy_distributed_environment = destroy
         del self.llm
 
     # ---- weights: these run in vLLM's thread ------------------------------------------------------------
@@ -228,6 +233,20 @@ class Sampler:
     def dtype(self) -> torch.dtype:
         """What it computes in."""
         return self.llm.llm_engine.model_config.dtype
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables as they are to be for a while: Lightning reads ``LOCAL_RANK`` whenever it needs it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _digest(folder: Path, options: Mapping[str, Any]) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib.util
+import os
+import queue
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -10,12 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from lit_msrl.engines import Sampling, VLLMEngine
+from lit_msrl.engines import Sampling, VLLMEngine, vllm_sampler
 from lit_msrl.engines.together import own
 from lit_msrl.engines.vllm import _request
 from lit_msrl.engines.vllm_requests import completions
 from lit_msrl.engines.vllm_sampler import Sampler
 from lit_msrl.engines.vllm_sums import Sum, held_weights
+from lit_msrl.policy import GenerativeRMPolicy
 from tests.conftest import picture_prompt, text_prompt, tiny_internvl
 
 
@@ -35,6 +41,61 @@ def test_an_error_in_vllm_is_raised_where_it_was_called(tmp_path) -> None:
     sampler.timeout = 30
     with pytest.raises(ZeroDivisionError):
         sampler.call("dividing", lambda: 1 // 0)
+
+
+def test_ctrl_c_is_not_held_up_by_what_still_runs(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(queue.SimpleQueue):
+        def get(self, block: bool = True, timeout: float | None = None) -> None:
+            raise KeyboardInterrupt
+
+    sampler, released, unregistered = Sampler(tmp_path, "key", {}), threading.Event(), []
+    Sampler.running = sampler
+    monkeypatch.setattr(atexit, "unregister", unregistered.append)
+    monkeypatch.setattr(queue, "SimpleQueue", Interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sampler.call("completions", released.wait)
+        assert Sampler.running is None
+        assert unregistered == [sampler.close], "nothing waits at exit"
+    finally:
+        released.set()
+        Sampler.running = None
+
+
+@pytest.mark.parametrize("ends", [contextlib.nullcontext(), pytest.raises(RuntimeError, match="no start")])
+def test_a_start_leaves_the_environment_and_torch_as_they_were(ends, tmp_path, monkeypatch) -> None:
+    seen, set_num_threads = {}, torch.set_num_threads
+
+    def made(**options: object) -> None:
+        seen.update(os.environ)
+        torch.set_num_threads = None  # type: ignore[assignment]
+        if not isinstance(ends, contextlib.nullcontext):
+            raise RuntimeError("no start")
+
+    monkeypatch.setattr(vllm_sampler, "register", lambda: None)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=made))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    sampler, before = Sampler(tmp_path, "key", {}), dict(os.environ)
+    try:
+        with ends:
+            sampler._start({"LOCAL_RANK": "0", "RANK": "0"}, torch.device("cpu"))
+        assert torch.set_num_threads is set_num_threads
+    finally:
+        torch.set_num_threads = set_num_threads
+    assert (seen["LOCAL_RANK"], seen["RANK"], seen["VLLM_NO_USAGE_STATS"]) == ("0", "0", "1")
+    assert seen["VLLM_LOGGING_LEVEL"] == "DEBUG", "the user's"
+    assert dict(os.environ) == before
+
+
+def test_vllm_gets_the_device_of_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_internvl()
+    assert "device_ids" not in VLLMEngine()._options(policy)
+    monkeypatch.setattr(GenerativeRMPolicy, "device", torch.device("cuda:1"))
+    options = VLLMEngine()._options(policy)
+    assert options["device_ids"] == [1]
+    assert options["enable_sleep_mode"]
 
 
 def test_without_vllm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
