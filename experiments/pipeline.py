@@ -38,7 +38,7 @@ ARMS = {
     "generative_baseline": ("baseline_sft", "baseline"),
 }
 FRAMES = 3
-MAX_COMPLETION = 144
+MAX_COMPLETION, MAX_LENGTH = 144, 1024  # of the stages: with others vLLM would start anew for each evaluation
 ENGINES: dict[str, type[RolloutEngine]] = {"HFEngine": HFEngine, "VLLMEngine": VLLMEngine}
 PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets")
 VIEWS: dict[str, tuple[View, list[str]]] = {
@@ -177,7 +177,7 @@ def verdicts(
     title: str,
 ):
     """Judgements of the world's held-out examples."""
-    policy = GenerativeRMPolicy("tiny")
+    policy = GenerativeRMPolicy("tiny", max_length=MAX_LENGTH)
     if checkpoint is not None:
         load_weights(policy, checkpoint)
     return judge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -36,7 +37,7 @@ class SyncedEngine(RolloutEngine):
     def __init__(self, *, check: bool = True) -> None:
         self.check = check
         self.checks: StartUpChecks | None = None
-        self.served: GenerativeRMPolicy | None = None
+        self.served: weakref.ref[GenerativeRMPolicy] | None = None  # a sampler may outlive a run
         self.sent: dict[str, float] | None = None
 
     @torch.no_grad()
@@ -62,7 +63,7 @@ class SyncedEngine(RolloutEngine):
         if not self.serves(policy):
             self.start(policy)
             self.checks = StartUpChecks(half=self.half or policy.half) if self.check else None
-            self.served, self.sent = policy, None
+            self.served, self.sent = weakref.ref(policy), None
         now = fingerprint(policy)
         if now == self.sent:
             return False
@@ -75,7 +76,7 @@ class SyncedEngine(RolloutEngine):
 
     def serves(self, policy: GenerativeRMPolicy) -> bool:
         """Whether the sampler has some weights of this policy."""
-        return self.served is policy
+        return self.served is not None and self.served() is policy
 
     def rest(self) -> None:  # noqa: B027 - most have nothing to do
         """Give back what is not needed while the policy learns."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import chain
 from typing import TypeVar
 
@@ -19,21 +21,30 @@ class Together:
 
     Args:
         size: How many; 1 for a rank that has a vLLM of its own.
+        timeout: Seconds for which they wait for each other.
 
     Raises:
-        ValueError: The run has not as many ranks, or not a multiple of it.
+        ValueError: The run has not as many ranks, or not a multiple of it, or they are on several machines.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, timeout: float) -> None:
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         if size < 1 or ranks % size:
             raise ValueError(
-                f"model.engine.tensor_parallel={size} does not divide the {ranks} processes of this run; set "
+                f"the engine's tensor_parallel={size} does not divide the {ranks} processes of this run; set "
                 "trainer.devices to a multiple of it"
             )
         self.place = dist.get_rank() % size if size > 1 else 0
-        self.group = dist.new_subgroups(size, backend="gloo")[0] if size > 1 else None
-        self.size = size
+        self.size, self.group = size, None
+        if size > 1:
+            wait = timedelta(seconds=timeout)
+            self.group = dist.new_subgroups(size, backend="gloo", timeout=wait)[0]
+        machines = sorted(set(self.gather(socket.gethostname())))
+        if len(machines) > 1:
+            raise ValueError(
+                f"the engine's tensor_parallel={size} puts one vLLM on {' and '.join(machines)}; it must "
+                "divide the processes of each machine"
+            )
 
     def gather(self, one: T) -> list[T]:
         """What each of them has, in the order of ranks."""

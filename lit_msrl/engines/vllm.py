@@ -40,13 +40,14 @@ class VLLMEngine(SyncedEngine):
 
     Args:
         check: Compare with the policy at the start and after the first step (``StartUpChecks``).
-        tensor_parallel: Devices over which vLLM spreads the model; they should be of one machine.
+        tensor_parallel: Devices over which vLLM spreads the model; they must be of one machine.
         gpu_memory: The part of a GPU's memory that vLLM may take, weights and cache together.
         kv_cache_gib: The cache on a CPU, in GiB.
         dtype: vLLM computes in ``float32``, ``bfloat16`` or ``float16``; by default as the policy.
         eager: Run without CUDA graphs: starts sooner, samples slower. On a CPU it always does.
         timeout: Seconds for a call of vLLM (its start, a transfer of weights, the completions of a step)
-            after which the run ends with a message instead of waiting.
+            after which the run ends with a message instead of waiting. Less than the 1800 after which the
+            other ranks give up, who wait for this one and do not know why.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class VLLMEngine(SyncedEngine):
         kv_cache_gib: int = 1,
         dtype: str | None = None,
         eager: bool = False,
-        timeout: float = 1800.0,
+        timeout: float = 1200.0,
     ) -> None:
         super().__init__(check=check)
         self.gpu_memory, self.kv_cache_gib, self.dtype = gpu_memory, kv_cache_gib, dtype
@@ -84,7 +85,7 @@ class VLLMEngine(SyncedEngine):
     ) -> Completions:
         """See ``RolloutEngine``; ranks that run one vLLM ask for everyone's prompts and keep their own."""
         if self.together is None:
-            self.together = Together(self.tensor_parallel)
+            self.together = Together(self.tensor_parallel, self.timeout)
         everyones, before = self.together.prompts(prompts)
         seed = self.together.gather(seed)[0]
         drawn = super().generate(policy, everyones, batch, sampling=sampling, seed=seed)

@@ -55,7 +55,8 @@ class VLLMServerEngine(SyncedEngine):
             system's for temporary files, which will do on one machine. Holds the model while it is sent.
         at_once: Prompts that are asked for at the same time.
         timeout: Seconds for a request (a transfer of weights, a group of completions) after which the run
-            ends with a message instead of waiting.
+            ends with a message instead of waiting. Less than the 1800 after which the other ranks give up, who
+            wait for this one and do not know why.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class VLLMServerEngine(SyncedEngine):
         check: bool = True,
         folder: str | None = None,
         at_once: int = 64,
-        timeout: float = 1800.0,
+        timeout: float = 1200.0,
     ) -> None:
         super().__init__(check=check)
         self.server = Server(url.rstrip("/"), timeout)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -99,6 +101,15 @@ def test_another_policy_is_started_anew() -> None:
     generate(engine, tiny_internvl())
     generate(engine, tiny_internvl(seed=1))
     assert engine.log.count("start") == 2
+
+
+def test_a_policy_that_is_done_with_is_not_kept() -> None:
+    policy, engine = tiny_internvl(), CopyEngine()
+    generate(engine, policy)
+    kept = weakref.ref(policy)
+    del policy
+    gc.collect()
+    assert kept() is None
 
 
 def test_adapters_are_sent_alone_unless_other_weights_train() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_msrl.engines import Sampling, VLLMEngine, vllm_sampler
+from lit_msrl.engines import Sampling, VLLMEngine, together, vllm_sampler
 from lit_msrl.engines.together import own
 from lit_msrl.engines.vllm import _request
 from lit_msrl.engines.vllm_requests import completions
@@ -130,6 +130,27 @@ def test_a_rank_keeps_its_own_completions() -> None:
     assert kept.ids.tolist() == [[8, policy.tokenizer.pad_token_id], [5, 6]]
     assert kept.mask.tolist() == [[True, False], [True, True]]
     assert kept.logprobs.tolist() == [[-4.0, 0.0], [-5.0, -6.0]]
+
+
+@pytest.mark.parametrize("machines", [["node1", "node1"], ["node1", "node2"]])
+def test_one_vllm_is_on_one_machine(machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {}
+
+    def new_subgroups(size: int, **options: object) -> tuple[object, list[object]]:
+        made.update(options)
+        return object(), []
+
+    monkeypatch.setattr(together.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(together.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(together.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(together.dist, "new_subgroups", new_subgroups)
+    monkeypatch.setattr(
+        together.dist, "all_gather_object", lambda found, one, group: found.__setitem__(slice(2), machines)
+    )
+    apart = pytest.raises(ValueError, match="tensor_parallel=2 puts one vLLM on node1 and node2")
+    with apart if len(set(machines)) == 2 else contextlib.nullcontext():
+        assert together.Together(2, timeout=60).place == 1
+    assert made["timeout"].total_seconds() == 60
 
 
 def test_log_probabilities_keep_their_digits_under_bf16_true() -> None:

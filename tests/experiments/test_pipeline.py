@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import experiments.pipeline
 from experiments.pipeline import ARMS, curves, pipeline
 from lit_msrl.cli import newest
+from lit_msrl.engines import HFEngine
 from lit_msrl.evaluation import judge
 from lit_msrl.prompts import Judgement
 from lit_msrl.rewards import RewardSum
 from lit_msrl.stages import RLVRModule
 from lit_msrl.stages.sft import SFTModule
 from lit_msrl.types import TASK_TYPES
+from tests.experiments.made import REPOSITORY
 
 OPTIONS = [
     "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.enable_progress_bar=false",
@@ -59,6 +62,18 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     path = newest(folder, stage)
     assert path is not None
     return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_evaluations_need_no_other_vllm_than_the_stages(monkeypatch: pytest.MonkeyPatch):
+    configs = [REPOSITORY / "experiments" / "configs" / f"{stage}.yaml" for stage in STAGES]
+    stages = {
+        yaml.safe_load(file.read_text())["model"]["policy"]["init_args"]["max_length"] for file in configs
+    }
+    monkeypatch.setattr(experiments.pipeline, "judge", lambda policy, *a, **k: policy.max_length)
+    options = {"split": "validation", "both_orders": False, "title": ""}
+    evaluation = experiments.pipeline.verdicts(None, ["text"], "caption", 1, HFEngine(), **options)  # type: ignore[arg-type]
+    assert stages == {1024}
+    assert evaluation == 1024
 
 
 @pytest.mark.slow
