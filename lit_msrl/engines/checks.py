@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_msrl.engines.base import Completions, Sampling
+from lit_msrl.engines.transfer import on_each
 from lit_msrl.policy import GenerativeRMPolicy, PromptBatch
 from lit_msrl.prompts import JudgingPrompt
 from lit_msrl.strategies import gathered
@@ -21,6 +22,7 @@ from lit_msrl.types import Media
 
 LENGTH = 64  # tokens of a completion that is compared: so many that a picture matters to some of them
 TOLERANCE = {True: 0.05, False: 1e-3}  # nats a token, in 16 and in 32 bits, as for shared prompts
+SEEN = 1e-5  # nats: a token at least changes by so much under grey media; by none if they are not seen
 GREY = (127, 127, 127)
 Generate = Callable[..., Completions]  # called like ``RolloutEngine.generate``
 
@@ -29,7 +31,7 @@ class StartUpChecks:
     """Compares an engine with the policy at its start and after the first step, on a prompt of the run.
 
     The prompt is the first that has media, or else the first. Then, once, its media are made grey: the policy
-    must find other log-probabilities than the engine had found with them.
+    must find other log-probabilities than it had found with them.
 
     Args:
         half: The policy or the engine computes in 16 bits.
@@ -54,20 +56,26 @@ class StartUpChecks:
         """
         prompt = next((p for p in prompts if p.media), prompts[0])
         with gathered(policy):  # entered by all ranks each time; what follows talks to no other
-            if self.agreed < 2 or (prompt.media and not self.sees):
-                drawn, error = self.compare(generate, policy, prompt, sampling)
-                self.agreed += 1
-                if prompt.media and not self.sees:
-                    self.blank(policy, prompt, drawn, error, _plain(sampling))
-                    self.sees = True
+            on_each(lambda: self._check(generate, policy, prompt, sampling))
+
+    def _check(
+        self, generate: Generate, policy: GenerativeRMPolicy, prompt: JudgingPrompt, sampling: Sampling
+    ) -> None:
+        if self.agreed < 2 or (prompt.media and not self.sees):
+            drawn, found = self.compare(generate, policy, prompt, sampling)
+            self.agreed += 1
+            if prompt.media and not self.sees:
+                self.blank(policy, prompt, drawn, found, _plain(sampling))
+                self.sees = True
 
     def compare(
         self, generate: Generate, policy: GenerativeRMPolicy, prompt: JudgingPrompt, sampling: Sampling
-    ) -> tuple[Completions, float]:
-        """Completions of a prompt, and by how much engine and policy differ, in nats a token."""
+    ) -> tuple[Completions, Tensor]:
+        """Completions of a prompt, and the policy's log-probabilities, which must be the engine's."""
         wanted, batch = _plain(sampling), policy.encode([prompt])
         drawn = generate(policy, [prompt], batch, sampling=wanted, seed=0)
-        error = _difference(_logprobs(policy, batch, drawn, wanted), drawn)
+        found = _logprobs(policy, batch, drawn, wanted)
+        error = float((found - drawn.logprobs).abs().sum() / drawn.mask.sum())
         if not error <= self.tolerance:  # also where it is NaN
             when = "at its start" if self.agreed == 0 else "after weights were sent"
             raise ValueError(
@@ -75,24 +83,24 @@ class StartUpChecks:
                 f"{self.tolerance:g}), on example {prompt.example.id!r} with {len(prompt.media)} media: the "
                 "engine does not compute what is trained; use HFEngine, or report this with your model's name"
             )
-        return drawn, error
+        return drawn, found
 
     @staticmethod
     def blank(
         policy: GenerativeRMPolicy,
         prompt: JudgingPrompt,
         drawn: Completions,
-        error: float,
+        found: Tensor,
         sampling: Sampling,
     ) -> None:
         """Grey media must change what the policy makes of what the engine wrote with the real ones."""
         batch = policy.encode([replace(prompt, media=tuple(grey(medium) for medium in prompt.media))])
-        effect = _difference(_logprobs(policy, batch, drawn, sampling), drawn)
-        if not effect > 4 * error:
+        effect = float((_logprobs(policy, batch, drawn, sampling) - found).abs().max())
+        if not effect > SEEN:
             raise ValueError(
-                f"greying the media of example {prompt.example.id!r} changes log-probabilities by "
-                f"{effect:.2g} nats a token, no more than engine and policy differ ({error:.2g}): pictures "
-                "do not reach the model; check that its image processor and chat template belong to it"
+                f"greying the media of example {prompt.example.id!r} changes no log-probability by more than "
+                f"{effect:.2g} nats: pictures do not reach the model; check that its image processor and "
+                "chat template belong to it"
             )
 
 
@@ -118,7 +126,3 @@ def _logprobs(
     finally:
         policy.train(was_training)
     return found
-
-
-def _difference(logprobs: Tensor, drawn: Completions) -> float:
-    return float((logprobs - drawn.logprobs).abs().sum() / drawn.mask.sum())

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_msrl.engines.base import Completions, RolloutEngine, Sampling
 from lit_msrl.engines.checks import StartUpChecks
+from lit_msrl.engines.transfer import on_each
 from lit_msrl.engines.weights import (
     Named,
     adapter_weights,
@@ -54,7 +55,7 @@ class SyncedEngine(RolloutEngine):
         with isolate_rng():  # a resumed run starts its engine again, and must go on as if it had not
             if self.synchronise(policy) and self.checks is not None:
                 self.checks(self.draw, policy, prompts, sampling)
-            completions = self.draw(policy, prompts, batch, sampling=sampling, seed=seed)
+            completions = on_each(lambda: self.draw(policy, prompts, batch, sampling=sampling, seed=seed))
             self.rest()
             return completions
 

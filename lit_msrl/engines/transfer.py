@@ -1,4 +1,7 @@
-"""Weights on their way to a sampler in another process: through a folder, sent by the first rank."""
+"""Weights on their way to a sampler in another process: through a folder, sent by the first rank.
+
+And what ranks tell each other of that and of other work that one of them may fail at alone.
+"""
 
 from __future__ import annotations
 
@@ -78,16 +81,47 @@ def is_first() -> bool:
 
 
 def from_first(act: Callable[[], T]) -> T:
-    """What the first rank gets, on all ranks; an error that it expects ends all of them."""
-    if not torch.distributed.is_initialized():
+    """What the first rank gets, on all ranks; its error ends all of them."""
+    if _alone():
         return act()
-    box: list[Any] = [None, None]
-    if is_first():
-        try:
-            box[0] = act()
-        except (OSError, ValueError) as error:
-            box[1] = error
+    result, error = _attempt(act) if is_first() else (None, None)
+    box: list[Any] = [result, _told(error)]
     torch.distributed.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise box[1]
+    if error or box[1]:
+        raise error or box[1]
     return box[0]
+
+
+def on_each(act: Callable[[], T]) -> T:
+    """What this rank gets; an error of any rank ends all of them, else the others would wait for it.
+
+    Args:
+        act: Talks to no other rank.
+    """
+    if _alone():
+        return act()
+    result, error = _attempt(act)
+    errors: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(errors, _told(error))
+    for one in (error, *errors):
+        if one is not None:
+            raise one
+    return result  # type: ignore[return-value]
+
+
+def _alone() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+
+
+def _attempt(act: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return act(), None
+    except Exception as error:  # whatever it is, the other ranks must not wait
+        return None, error
+
+
+def _told(error: Exception | None) -> Exception | None:
+    """An error as other ranks can read it: not all can be pickled."""
+    if error is None or isinstance(error, OSError | ValueError):
+        return error
+    return RuntimeError(f"another rank failed: {type(error).__name__}: {error}")

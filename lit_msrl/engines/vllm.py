@@ -12,6 +12,7 @@ import torch
 from lit_msrl.engines.base import Completions, Sampling
 from lit_msrl.engines.synced import HALF, SyncedEngine
 from lit_msrl.engines.together import Together, own
+from lit_msrl.engines.transfer import on_each
 from lit_msrl.engines.vllm_requests import completions, prompt_ids, sampling_parameters
 from lit_msrl.engines.vllm_sampler import Sampler
 from lit_msrl.engines.vllm_sums import EXACT, Sum, sent_adapters
@@ -151,7 +152,7 @@ class VLLMEngine(SyncedEngine):
         assert self.together is not None
         sampler = self._sampler
         sampler.call("waking up", lambda: sampler.wake("weights"))
-        sent = sampler.call("taking weights", lambda: sampler.reload(weights))
+        sent = on_each(lambda: sampler.call("taking weights", lambda: sampler.reload(weights)))
         held = sampler.call("adding up its weights", lambda: sampler.held(list(sent)))
         totals = self.together.gather({name: one.total for name, one in held.items()})
         for name, (copies, _, rounding) in held.items():

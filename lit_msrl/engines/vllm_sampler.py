@@ -14,6 +14,7 @@ import tempfile
 import threading
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -180,7 +181,10 @@ class Sampler:
                 sums[name] = Sum.of([tensor.to(self.dtype)])
                 yield name, tensor
 
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": summed()})
+        try:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": summed()})
+        finally:
+            deque(weights, maxlen=0)  # the other ranks are going through all of them
         self.forget()
         return sums
 

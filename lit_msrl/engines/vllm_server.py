@@ -14,7 +14,7 @@ from lit_msrl.adapters import LoRA
 from lit_msrl.endpoint import message
 from lit_msrl.engines.base import Completions, Sampling
 from lit_msrl.engines.synced import HALF, SyncedEngine
-from lit_msrl.engines.transfer import from_first, is_first, write_shards, writing
+from lit_msrl.engines.transfer import from_first, is_first, on_each, write_shards, writing
 from lit_msrl.engines.vllm_client import RESTART, Server, require
 from lit_msrl.engines.vllm_requests import completions, prompt_ids, sampling_parameters
 from lit_msrl.engines.vllm_sums import EXACT, sent_adapters
@@ -55,8 +55,8 @@ class VLLMServerEngine(SyncedEngine):
             system's for temporary files, which will do on one machine. Holds the model while it is sent.
         at_once: Prompts that are asked for at the same time.
         timeout: Seconds for a request (a transfer of weights, a group of completions) after which the run
-            ends with a message instead of waiting. Less than the 1800 after which the other ranks give up, who
-            wait for this one and do not know why.
+            ends with a message instead of waiting. Less than the 1800 after which the other ranks give up,
+            who wait for this one and do not know why.
     """
 
     def __init__(
@@ -88,6 +88,9 @@ class VLLMServerEngine(SyncedEngine):
         Raises:
             ValueError: It was not.
         """
+        on_each(lambda: self._start(policy))
+
+    def _start(self, policy: GenerativeRMPolicy) -> None:
         about = self.server.get("/server_info?config_format=json", "its settings (VLLM_SERVER_DEV_MODE=1)")
         config = about["vllm_config"]
         require(self.server.url, config, policy)

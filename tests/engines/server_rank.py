@@ -1,6 +1,7 @@
 """One rank of two that share a server; run as ``python -m tests.engines.server_rank URL STORE RANK``.
 
-Prints its completions, and then what it says when the server takes no weights any more.
+Prints its completions, and then what it says when the server refuses the second rank, answers the first with
+what no one expects, and takes no weights any more.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ if __name__ == "__main__":
     engine, sampling = VLLMServerEngine(url, check=False), Sampling(group_size=2, max_length=4)
     drawn = engine.generate(policy, prompts, policy.encode(prompts), sampling=sampling, seed=rank)
     print("drawn", drawn.ids.tolist())
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter += 0.1
-    torch.distributed.barrier()
-    urllib.request.urlopen(f"{url}/break").read()
-    try:
-        engine.generate(policy, prompts, policy.encode(prompts), sampling=sampling, seed=rank)
-    except ValueError as error:
-        print("said", error)
+    for failure in ("refuse", "puzzle", "break"):
+        torch.distributed.barrier()
+        urllib.request.urlopen(f"{url}/{failure}").read()
+        try:
+            engine.generate(policy, prompts, policy.encode(prompts), sampling=sampling, seed=rank)
+        except (ValueError, LookupError, RuntimeError) as error:
+            print(failure, repr(error))
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter += 0.1
     torch.distributed.destroy_process_group()

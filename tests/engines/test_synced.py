@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -164,6 +165,19 @@ def test_a_model_that_no_picture_reaches_is_found(monkeypatch: pytest.MonkeyPatc
         policy.model.model.multi_modal_projector.linear_2.weight.zero_()
     with pytest.raises(ValueError, match="pictures do not reach the model"):
         StartUpChecks(half=False)(HFEngine().generate, policy, prompts, SAMPLING)
+
+
+def test_pictures_that_matter_less_than_an_engine_rounds_are_seen() -> None:
+    def rounding(*args, **options):
+        drawn = HFEngine().generate(*args, **options)
+        return replace(drawn, logprobs=drawn.logprobs + 0.04 * drawn.mask)
+
+    policy, prompts = tiny_internvl(), [picture_prompt()]
+    with torch.no_grad():
+        policy.model.model.multi_modal_projector.linear_2.weight.mul_(0.05)
+    checks = StartUpChecks(half=True)
+    checks(rounding, policy, prompts, SAMPLING)
+    assert checks.sees
 
 
 def test_grey_media_have_the_size_and_number_of_the_real_ones() -> None:

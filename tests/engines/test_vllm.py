@@ -98,6 +98,17 @@ def test_vllm_gets_the_device_of_the_policy(monkeypatch: pytest.MonkeyPatch) -> 
     assert options["enable_sleep_mode"]
 
 
+def test_weights_are_gone_through_even_if_vllm_takes_none(tmp_path) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise ValueError("no place")
+
+    sampler, weights = Sampler(tmp_path, "key", {}), iter([("head", torch.ones(1))] * 2)
+    sampler.llm = SimpleNamespace(collective_rpc=refuse)
+    with pytest.raises(ValueError, match="no place"):
+        sampler.reload(weights)
+    assert not list(weights), "else the other ranks would wait for this one"
+
+
 def test_without_vllm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     policy, prompts = tiny_internvl(), [text_prompt()]

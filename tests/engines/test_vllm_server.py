@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -277,11 +278,20 @@ def test_an_address_that_is_none(url) -> None:
 def test_of_two_ranks_the_first_sends_and_both_hear_of_a_failure(policy, tmp_path) -> None:
     fake = Fake(policy)
 
+    def refuse(body: dict[str, Any]) -> Any:
+        no = (400, {"message": "no text"})
+        fake.answers["/inference/v1/generate"] = lambda b: fake.write(b) if b["content_parts"] else no
+        return {}
+
+    def puzzle(body: dict[str, Any]) -> Any:
+        fake.answers["/collective_rpc"] = lambda body: {"odd": 1}
+        return {}
+
     def stop(body: dict[str, Any]) -> Any:
         fake.answers["/collective_rpc"] = lambda body: (500, {"message": "no more"})
         return {}
 
-    fake.answers["/break"] = stop
+    fake.answers |= {"/refuse": refuse, "/puzzle": puzzle, "/break": stop}
     with fake.serving() as url:
         command = [sys.executable, "-m", "tests.engines.server_rank", url, str(tmp_path / "store")]
         options = {"cwd": REPOSITORY, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -294,9 +304,10 @@ def test_of_two_ranks_the_first_sends_and_both_hear_of_a_failure(policy, tmp_pat
     eos = policy.tokenizer.eos_token_id
     for out, err in said:
         assert f"drawn [[{eos}], [{eos}]]" in out, err[-3000:]
-        assert "said vLLM at" in out, err[-3000:]
-        assert "500" in out
-    assert [path for path, _ in fake.asked].count("/collective_rpc") == 2, "once, and once in vain"
-    assert [path for path, _ in fake.asked].count("/inference/v1/generate") == 2
+        assert re.search(r"refuse ValueError.*vLLM at .* status 400", out), out + err[-3000:]
+        assert re.search(r"puzzle (KeyError|RuntimeError.*another rank failed: KeyError).*results", out)
+        assert re.search(r"break ValueError.*vLLM at .* 500", out)
+    assert [path for path, _ in fake.asked].count("/collective_rpc") == 3, "once, and twice in vain"
+    assert [path for path, _ in fake.asked].count("/inference/v1/generate") == 4
     own = dict(policy.model.named_parameters(remove_duplicate=False))
     assert all(fake.weights[name].equal(own[name]) for name in own), "put together again"
