@@ -71,7 +71,7 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"weights for vLLM could not be written to {folder}: {error}; make room, or name another folder "
-            "with model.engine.folder, and go on with --ckpt_path=last"
+            "with the engine's folder, and go on with --ckpt_path=last"
         ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from lit_msrl.engines.base import Completions, Sampling
 from lit_msrl.engines.synced import HALF, SyncedEngine
 from lit_msrl.engines.together import Together, own
 from lit_msrl.engines.transfer import on_each
-from lit_msrl.engines.vllm_requests import completions, prompt_ids, sampling_parameters
+from lit_msrl.engines.vllm_requests import allowed_rank, completions, prompt_ids, sampling_parameters
 from lit_msrl.engines.vllm_sampler import Sampler
 from lit_msrl.engines.vllm_sums import EXACT, Sum, sent_adapters
 from lit_msrl.engines.weights import Named
@@ -58,7 +58,7 @@ class VLLMEngine(SyncedEngine):
         tensor_parallel: int = 1,
         gpu_memory: float = 0.3,
         kv_cache_gib: int = 1,
-        dtype: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         eager: bool = False,
         timeout: float = 1200.0,
     ) -> None:
@@ -217,16 +217,6 @@ class VLLMEngine(SyncedEngine):
     def _sampler(self) -> Sampler:
         assert self.sampler is not None
         return self.sampler
-
-
-def allowed_rank(rank: int) -> int:
-    """The smallest rank that vLLM has kernels for and that holds this one.
-
-    Example:
-        >>> allowed_rank(4), allowed_rank(24)
-        (8, 32)
-    """
-    return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)
 
 
 def _request(policy: GenerativeRMPolicy, prompt: JudgingPrompt) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import openai
 
 from lit_msrl.endpoint import reason
-from lit_msrl.engines.vllm import allowed_rank
+from lit_msrl.engines.vllm_requests import allowed_rank
 from lit_msrl.policy import GenerativeRMPolicy
 
 EXTENSION = "lit_msrl.engines.vllm_sums.AdapterSums"
@@ -39,7 +39,7 @@ class Server:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-            raise ValueError(f"model.engine.url={self.url!r} is no URL such as http://localhost:8000")
+            raise ValueError(f"the engine's url {self.url!r} is no URL such as http://localhost:8000")
 
     @cached_property
     def _client(self) -> openai.OpenAI:
@@ -71,7 +71,10 @@ class Server:
         """Ask for many things, so many at the same time; after a failure nothing more is asked."""
         pool = ThreadPoolExecutor(at_once)
         try:
-            return list(pool.map(lambda body: self.post(path, what, body), bodies))
+            asked = [pool.submit(self.post, path, what, body) for body in bodies]
+            for answered in as_completed(asked):
+                answered.result()
+            return [answered.result() for answered in asked]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -82,7 +85,7 @@ class Server:
         except openai.APITimeoutError as error:
             raise TimeoutError(
                 f"vLLM at {self.url} has not finished {what} after {self.timeout:g} s: if it is only slow "
-                f"raise model.engine.timeout, else {RESTART}"
+                f"raise the engine's timeout, else {RESTART}"
             ) from error
         except openai.APIConnectionError as error:
             raise ConnectionError(

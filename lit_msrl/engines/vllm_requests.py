@@ -12,6 +12,16 @@ from lit_msrl.policy import SUPPRESSED, GenerativeRMPolicy, pad_right
 from lit_msrl.prompts import JudgingPrompt
 
 
+def allowed_rank(rank: int) -> int:
+    """The smallest rank that vLLM has kernels for and that holds this one.
+
+    Example:
+        >>> allowed_rank(4), allowed_rank(24)
+        (8, 32)
+    """
+    return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)
+
+
 def prompt_ids(policy: GenerativeRMPolicy, prompt: JudgingPrompt) -> list[int]:
     """A prompt's tokens, with one placeholder for each picture."""
     return policy.tokenizer(policy.chat(prompt.text, prompt.media), add_special_tokens=False)["input_ids"]

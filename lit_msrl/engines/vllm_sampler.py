@@ -111,7 +111,7 @@ class Sampler:
             self._forsake()
             raise TimeoutError(
                 f"vLLM has not finished {what} after {self.timeout:g} s; go on with --ckpt_path=last, and if "
-                "it was only slow raise model.engine.timeout"
+                "it was only slow raise the engine's timeout"
             ) from None
         except BaseException:  # Ctrl-C: the process must not wait at its end for what still runs
             self._forsake()

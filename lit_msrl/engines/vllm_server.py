@@ -69,7 +69,7 @@ class VLLMServerEngine(SyncedEngine):
         timeout: float = 1200.0,
     ) -> None:
         super().__init__(check=check)
-        self.server = Server(url.rstrip("/"), timeout)
+        self.server = Server(url.rstrip("/").removesuffix("/v1"), timeout)
         self.shared, self.at_once = folder, at_once
         self.dtype = torch.float32
         self.base = self.model = self.version = ""

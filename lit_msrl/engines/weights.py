@@ -6,7 +6,7 @@ ranks every function here is a collective: all ranks call it, and go through all
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -52,18 +52,11 @@ def adapter_weights(policy: GenerativeRMPolicy) -> Iterator[Named]:
             yield f"base_model.model.{name.replace('.default.', '.')}", whole(parameter.detach())
 
 
-def checksum(weights: Iterable[Named]) -> dict[str, float]:
-    """The sum of each tensor, in double precision: cheap, and changed by any step.
-
-    Example:
-        >>> checksum([("head", torch.tensor([1.0, 2.5]))])
-        {'head': 3.5}
-    """
-    return {name: float(tensor.sum(dtype=torch.float64)) for name, tensor in weights}
-
-
 def fingerprint(policy: GenerativeRMPolicy) -> dict[str, float]:
-    """The checksum of what may have changed since the policy was made; shards are summed, not gathered."""
+    """The sum of each tensor that may have changed since the policy was made; shards are not gathered.
+
+    In double precision: cheap, and changed by any step.
+    """
     may_change = [(name, p.detach()) for name, p in policy.named_parameters() if name in policy.departed]
     return {name: float(whole(tensor.sum(dtype=torch.float64))) for name, tensor in may_change}
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from lit_msrl.adapters import LoRA
 from lit_msrl.engines import Sampling, VLLMServerEngine, transfer
+from lit_msrl.engines.vllm_client import Server
 from lit_msrl.policy import GenerativeRMPolicy
 from tests.conftest import picture_prompt, text_prompt, tiny_internvl
 from tests.experiments.made import REPOSITORY
@@ -263,15 +264,36 @@ def test_weights_that_cannot_be_written_are_one_line(policy, tmp_path, monkeypat
     monkeypatch.setattr(transfer, "save_file", full)
     with Fake(policy).serving() as url:
         engine = VLLMServerEngine(url, folder=str(tmp_path))
-        with pytest.raises(OSError, match=r"could not be written to .*No space left.*model\.engine\.folder"):
+        with pytest.raises(OSError, match=r"could not be written to .*No space left.*the engine's folder"):
             generate(engine, policy)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "http://localhost:8000/v1", "ftp://x"])
+@pytest.mark.parametrize("url", ["localhost:8000", "http://localhost:8000/v2", "ftp://x"])
 def test_an_address_that_is_none(url) -> None:
     with pytest.raises(ValueError, match="is no URL such as"):
         VLLMServerEngine(url)
+
+
+def test_an_address_may_end_as_openais_do() -> None:
+    assert VLLMServerEngine("http://localhost:8000/v1/").server.url == "http://localhost:8000"
+
+
+def test_after_a_failure_nothing_more_is_asked() -> None:
+    asked: list[int] = []
+
+    class Refusing(Server):
+        def post(self, path: str, what: str, body: dict[str, Any] | None = None) -> Any:
+            assert body is not None
+            asked.append(body["number"])
+            time.sleep(0.2 * body["number"])
+            raise ValueError(f"refused {body['number']}")
+
+    bodies = [{"number": number} for number in (5, 1, 2, 3, 4)]
+    with pytest.raises(ValueError, match="refused 1"):
+        Refusing("http://localhost:8000", 5).post_all("/", "completions", bodies, at_once=2)
+    assert asked[:2] == [5, 1]
+    assert len(asked) <= 3, "one may have begun before it was known"
 
 
 @pytest.mark.slow

@@ -15,15 +15,12 @@ from experiments import evaluate
 from lit_msrl.adapters import LoRA
 from lit_msrl.cli import run
 from lit_msrl.endpoint import message
-from lit_msrl.engines import Completions, HFEngine, Sampling, VLLMServerEngine
+from lit_msrl.engines import HFEngine, VLLMServerEngine
 from lit_msrl.policy import GenerativeRMPolicy
 from tests.benchmarks.made import JUDGEBENCH_ROWS
-from tests.conftest import picture_prompt, text_prompt
 from tests.experiments.made import write_rows
+from tests.vllm.made import PROMPTS, draw, error, step
 from tests.vllm.served import Served
-
-LONG = "a red ball and a green hat and two dogs and the blue sky " * 12
-PROMPTS = [text_prompt(), picture_prompt(1), picture_prompt(2, LONG)]
 
 
 def policy_of(served: Served, **options) -> GenerativeRMPolicy:
@@ -31,25 +28,6 @@ def policy_of(served: Served, **options) -> GenerativeRMPolicy:
     policy.train_only(["language"] if policy.adapted else ["language", "projector", "vision"])
     assert int(policy.encode(PROMPTS[2:]).attention_mask.sum()) > 128, "longer than a block of the cache"
     return policy
-
-
-def step(policy: GenerativeRMPolicy) -> None:
-    """As after an optimizer step, a large one."""
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-
-
-def draw(engine, policy: GenerativeRMPolicy, seed: int = 1, **options) -> Completions:
-    sampling = Sampling(**({"group_size": 3, "max_length": 12} | options))
-    return engine.generate(policy, PROMPTS, policy.encode(PROMPTS), sampling=sampling, seed=seed)
-
-
-def error(policy: GenerativeRMPolicy, drawn: Completions, temperature: float = 1.0) -> float:
-    """Largest difference from the policy's log-probabilities."""
-    learned, _ = policy.logprobs(policy.encode(PROMPTS), drawn.ids, drawn.mask, temperature=temperature)
-    return float((drawn.logprobs - learned.detach()).abs().max())
 
 
 def test_an_exported_model_chats_as_transformers_says(served: Served) -> None:
@@ -94,7 +72,7 @@ def test_sampling_options_are_the_embedded_samplers(served: Served) -> None:
     greedy = draw(engine, policy, group_size=1, temperature=0.0)
     assert greedy.ids.equal(ours.ids)
     assert_close(greedy.logprobs, ours.logprobs, atol=1e-4, rtol=0)
-    assert error(policy, draw(engine, policy, temperature=1.5), 1.5) < 1e-4
+    assert error(policy, draw(engine, policy, temperature=1.5), temperature=1.5) < 1e-4
     assert draw(engine, policy, top_k=1).logprobs.abs().max() < 1e-6, "one token has all that is left"
     with torch.no_grad():
         policy.head.weight[policy.suppressed] *= 6

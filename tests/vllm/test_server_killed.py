@@ -36,10 +36,13 @@ def test_a_server_killed_in_the_middle_of_a_run(tmp_path: Path) -> None:
         )  # fmt: skip
         folder = tmp_path / "outputs" / "stage3" / "version_0" / "checkpoints"
         end = time.monotonic() + 500
-        while not (folder / "step_2.ckpt").exists() and run.poll() is None and time.monotonic() < end:
-            time.sleep(0.1)
-        server.signal(signal.SIGKILL)
-        _, said = run.communicate(timeout=500)
+        try:
+            while not (folder / "step_2.ckpt").exists() and run.poll() is None and time.monotonic() < end:
+                time.sleep(0.1)
+            server.signal(signal.SIGKILL)
+            _, said = run.communicate(timeout=500)
+        finally:
+            run.kill()
     assert run.returncode == 1, said[-3000:]
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, said[-3000:]

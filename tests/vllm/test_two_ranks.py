@@ -30,7 +30,11 @@ def draw_on_both(store: Path, *where: str) -> None:
         )
         for rank in "01"
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=600)[0] for process in both]
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert all(process.returncode == 0 for process in both), "\n".join(outputs)[-4000:]
     assert "rank 0 lora True" in outputs[0]
     assert not any("Traceback" in output for output in outputs), "\n".join(outputs)[-4000:]
