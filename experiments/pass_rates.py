@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jsonargparse import auto_cli
 from tqdm import tqdm
@@ -84,19 +84,23 @@ def measure(
     decoder, sampling = Decoder(num_frames, max_pixels), Sampling(samples, max_completion, temperature)
     with file.open("a", encoding="utf-8") as lines:
         for number, batch in enumerate(tqdm(in_batches(source, batch_size), desc="judging", leave=False)):
-            if all((example.source, example.id) in done for example in batch):
-                continue
-            shown = [replace(e, media=()) if view == "caption" else decoder.example(e) for e in batch]
-            rates = pass_rates(
-                policy, engine, shown, view=view, style=style, sampling=sampling,
-                seed=hash((seed, number)) % 2**62,
-            )  # fmt: skip
-            for example, rate in zip(batch, rates, strict=True):
-                if (example.source, example.id) not in done:
-                    row = {"source": example.source, "id": example.id, "pass_rate": rate}
-                    lines.write(json.dumps(row | how) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
+            missing = [(example.source, example.id) not in done for example in batch]
+            if any(missing):  # then all are judged, so that a draw is as it was
+                shown = [replace(e, media=()) if view == "caption" else decoder.example(e) for e in batch]
+                rates = pass_rates(
+                    policy, engine, shown, view=view, style=style, sampling=sampling,
+                    seed=hash((seed, number)) % 2**62,
+                )  # fmt: skip
+                write(lines, compress(zip(batch, rates, strict=True), missing), how)
+
+
+def write(lines: TextIO, rates: Iterable[tuple[PreferenceExample, float]], how: dict[str, Any]) -> None:
+    """Add examples and their rates, so that they are there even if the machine goes down."""
+    for example, rate in rates:
+        row = {"source": example.source, "id": example.id, "pass_rate": rate}
+        lines.write(json.dumps(row | how) + "\n")
+    lines.flush()
+    os.fsync(lines.fileno())
 
 
 def in_batches(source: Source, size: int) -> Iterator[list[PreferenceExample]]:

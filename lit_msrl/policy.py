@@ -29,6 +29,7 @@ from lit_msrl.sharing import Sharing, completion_states
 from lit_msrl.types import Media
 
 SUPPRESSED = -1e4  # a logit that is never sampled; finite, so that entropies are
+HALF = (torch.bfloat16, torch.float16)
 SIGHT: tuple[Part, ...] = ("projector", "vision")
 EMBEDDED = Path(__file__).parent / "assets" / "tiny_internvl"
 
@@ -134,7 +135,7 @@ class GenerativeRMPolicy(nn.Module):
     @property
     def half(self) -> bool:
         """Whether it computes in 16 bits, so that other kernels give other log-probabilities."""
-        return self.arithmetic in (torch.bfloat16, torch.float16)
+        return self.arithmetic in HALF
 
     # ---- parts ---------------------------------------------------------------------------------------------
 

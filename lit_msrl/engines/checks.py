@@ -93,14 +93,21 @@ class StartUpChecks:
         found: Tensor,
         sampling: Sampling,
     ) -> None:
-        """Grey media must change what the policy makes of what the engine wrote with the real ones."""
+        """Grey media must change what the policy computes, and the engine must be nearer to the real ones.
+
+        How near is measured along the change, so that the tokens that pictures matter to decide: 0 where the
+        engine computes what the policy does with grey media, 1 where it does so with the real ones.
+        """
         batch = policy.encode([replace(prompt, media=tuple(grey(medium) for medium in prompt.media))])
-        effect = float((_logprobs(policy, batch, drawn, sampling) - found).abs().max())
-        if not effect > SEEN:
+        greyed = _logprobs(policy, batch, drawn, sampling)
+        change = found - greyed
+        effect = float(change.abs().max())
+        nearness = float(((drawn.logprobs - greyed) * change).sum() / change.square().sum())
+        if not (effect > SEEN and nearness > 0.5):  # also where it is NaN
             raise ValueError(
-                f"greying the media of example {prompt.example.id!r} changes no log-probability by more than "
-                f"{effect:.2g} nats: pictures do not reach the model; check that its image processor and "
-                "chat template belong to it"
+                f"greying the media of example {prompt.example.id!r} changes log-probabilities by up to "
+                f"{effect:.2g} nats, and the engine has made {nearness:.0%} of that change: pictures do not "
+                "reach the model; check that its image processor and chat template belong to it"
             )
 
 

@@ -22,8 +22,6 @@ from lit_msrl.engines.weights import (
 from lit_msrl.policy import GenerativeRMPolicy, PromptBatch
 from lit_msrl.prompts import JudgingPrompt
 
-HALF = (torch.bfloat16, torch.float16)
-
 
 class SyncedEngine(RolloutEngine):
     """Before it draws it sees to it that the sampler has the policy's weights as they are now.

@@ -96,7 +96,7 @@ def on_each(act: Callable[[], T]) -> T:
     """What this rank gets; an error of any rank ends all of them, else the others would wait for it.
 
     Args:
-        act: Talks to no other rank.
+        act: Even where it fails it leaves no rank waiting in what it does together with others.
     """
     if _alone():
         return act()

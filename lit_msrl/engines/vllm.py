@@ -10,14 +10,14 @@ from typing import Any, Literal
 import torch
 
 from lit_msrl.engines.base import Completions, Sampling
-from lit_msrl.engines.synced import HALF, SyncedEngine
+from lit_msrl.engines.synced import SyncedEngine
 from lit_msrl.engines.together import Together, own
 from lit_msrl.engines.transfer import on_each
 from lit_msrl.engines.vllm_requests import allowed_rank, completions, prompt_ids, sampling_parameters
 from lit_msrl.engines.vllm_sampler import Sampler
 from lit_msrl.engines.vllm_sums import EXACT, Sum, sent_adapters
 from lit_msrl.engines.weights import Named
-from lit_msrl.policy import GenerativeRMPolicy, PromptBatch
+from lit_msrl.policy import HALF, GenerativeRMPolicy, PromptBatch
 from lit_msrl.prompts import JudgingPrompt
 
 OTHER = "use HFEngine, or report this with your model's name"

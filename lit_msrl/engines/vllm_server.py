@@ -13,13 +13,13 @@ import torch
 from lit_msrl.adapters import LoRA
 from lit_msrl.endpoint import message
 from lit_msrl.engines.base import Completions, Sampling
-from lit_msrl.engines.synced import HALF, SyncedEngine
+from lit_msrl.engines.synced import SyncedEngine
 from lit_msrl.engines.transfer import from_first, is_first, on_each, write_shards, writing
 from lit_msrl.engines.vllm_client import RESTART, Server, require
 from lit_msrl.engines.vllm_requests import completions, prompt_ids, sampling_parameters
 from lit_msrl.engines.vllm_sums import EXACT, sent_adapters
 from lit_msrl.engines.weights import Named
-from lit_msrl.policy import GenerativeRMPolicy, PromptBatch
+from lit_msrl.policy import HALF, GenerativeRMPolicy, PromptBatch
 from lit_msrl.prompts import JudgingPrompt
 
 OTHER = "use a server of this run's own, and HFEngine if it is"

@@ -179,6 +179,19 @@ def test_pictures_that_matter_less_than_an_engine_rounds_are_seen() -> None:
     assert checks.sees
 
 
+def test_an_engine_that_sees_grey_is_found_even_where_16_bits_would_allow_it() -> None:
+    policy, prompts = tiny_internvl(), [picture_prompt()]
+    with torch.no_grad():
+        policy.head.weight.mul_(0.3)  # so that pictures change log-probabilities by less than 0.05
+    greyed = [replace(one, media=tuple(grey(medium) for medium in one.media)) for one in prompts]
+
+    def blind(policy, prompts, batch, **options):
+        return HFEngine().generate(policy, greyed, policy.encode(greyed), **options)
+
+    with pytest.raises(ValueError, match=r"the engine has made -?0% of that change: pictures do not reach"):
+        StartUpChecks(half=True)(blind, policy, prompts, SAMPLING)
+
+
 def test_grey_media_have_the_size_and_number_of_the_real_ones() -> None:
     real = picture_prompt().media[0]
     blank = grey(real)
